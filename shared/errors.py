@@ -1,0 +1,51 @@
+"""The two errors that carry meaning, and the one that users meet.
+
+    HubflowError
+    ├── TemporaryError      try again later: handlers are retried with growing delays
+    ├── PermanentError      will never work: the message is parked, or the job fails with the reason
+    └── UserError           somebody asked for what cannot be; becomes a problem document or a CLI message
+
+Anything else that is raised is a bug: logged once with its trace, retried, then parked with the reason.
+Drivers' errors are translated into these at the edge (database, bus, runtime, object storage).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class HubflowError(Exception):
+    """Base of all errors that Hubflow raises on purpose."""
+
+
+class TemporaryError(HubflowError):
+    """Something outside does not answer now. `delay` (seconds) is how long to wait before the next try, None: the usual."""
+
+    def __init__(self, message: str, *, delay: float | None = None) -> None:
+        super().__init__(message)
+        self.delay = delay
+
+
+class PermanentError(HubflowError):
+    """It will never work. `reason` is stable and machine-readable (often a `shared.states.Reason`)."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class UserError(HubflowError):
+    """The request is wrong. `code` is stable (RFC 9457 `code`), `status` the HTTP status, `hint` what to try next."""
+
+    def __init__(
+        self, message: str, *, code: str, status: int = 400, hint: str = "", details: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+        self.hint = hint
+        self.details = details or {}
+
+
+class ConfigurationError(HubflowError):
+    """Settings are wrong. All problems are in the message, one a line; nothing has been started."""

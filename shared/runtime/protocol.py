@@ -1,0 +1,159 @@
+"""What executor, status_watcher and log_collector ask of the place where containers run.
+
+One protocol, three implementations: `process` (plain processes), `docker` (any Docker-compatible engine) and
+`kubernetes`. Every implementation passes `tests/contract/test_runtime.py`. Nothing here knows about runs or
+tenants beyond the labels it hands back.
+
+The unit is a *container*: one attempt of one job. Its name is derived from the attempt (see `container_name`), so that a
+second start is a conflict and never a second container.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import re
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+
+class Phase(enum.StrEnum):
+    """How far a container has come, as the runtime sees it."""
+
+    PENDING = "pending"
+    """Accepted; its first process has not started (image pull, no room in the cluster)."""
+    RUNNING = "running"
+    """The wrapper's process has started."""
+    FINISHED = "finished"
+    """Ended, with an exit code or a reason; its log and result document can still be read."""
+    GONE = "gone"
+    """Was known and is not there any more, and no outcome was seen (removed by hand, node lost)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Limits of one container. Zero means: no limit of ours."""
+
+    cpu_millis: int = 0
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSpec:
+    """All that a runtime needs to start one attempt.
+
+    `document` is the wrapper's job document (see wrapper/README.md), complete but for what only the runtime knows:
+    where the result document and the output file live inside the container. The runtime fills in `result_path` and
+    `output_path`, and hands the document to the wrapper as a file, never by environment or arguments.
+    """
+
+    name: str
+    image: str
+    """Image reference, or "" for a script that runs wherever the runtime puts it."""
+    document: Mapping[str, Any]
+    labels: Mapping[str, str]
+    """tenant, run, job, attempt and `start_by` (see Runtime.start); returned with each observation."""
+    resources: Resources = field(default_factory=Resources)
+    registry_auth: Mapping[str, str] | None = None
+    """{"username": ..., "password": ...} for pulling, or None."""
+    shared_directory: str = ""
+    """A name; containers with the same name share one directory at /workflow-cache and /workflow_cache. "" for none."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What only some runtimes offer (runtimeClass, nodeSelector, ...). Unknown ones are refused by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a runtime says about one container at one moment. Level, not edge: any number may be missed or repeated."""
+
+    name: str
+    uid: str
+    """Identity of this very container: a later one of the same name has another uid."""
+    phase: Phase
+    labels: Mapping[str, str]
+    reason: str = ""
+    """A `shared.states.Reason` value where the runtime knows better than the exit code (OOMKilled, ImagePull, ...)."""
+    message: str = ""
+    """A sentence for people: what happened, and what to try."""
+    exit_code: int | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    result: Mapping[str, Any] | None = None
+    """The wrapper's result document, when phase is FINISHED and it left one."""
+
+
+class Runtime(Protocol):
+    """Where containers run. All methods may be called concurrently and from several processes at once."""
+
+    name: str
+    """"process", "docker" or "kubernetes"."""
+
+    async def start(self, spec: ContainerSpec) -> None:
+        """Start the container `spec.name`, or do nothing if it already exists (whatever its phase).
+
+        Returns once the runtime has accepted it; images may still be pulled afterwards, and failures to do so are
+        observed, not raised. Raises PermanentError(reason) for what can never start (bad image name, command not
+        representable) and TemporaryError for what may work later (engine away, out of room).
+        """
+        ...
+
+    async def stop(self, name: str, grace: float) -> None:
+        """End the container: TERM to the wrapper, KILL after `grace` seconds. Returns at once; the end is observed.
+
+        Unknown or finished names are no error. Works in every phase, pending ones are ended without starting.
+        """
+        ...
+
+    async def remove(self, name: str) -> None:
+        """Forget the container and all it left behind (log, documents). Kills it if it still runs. Unknown: no error."""
+        ...
+
+    async def list(self) -> list[Observation]:
+        """All containers of this Hubflow installation, with results. The truth to reconcile from."""
+        ...
+
+    async def inspect(self, name: str) -> Observation | None:
+        """One container, or None if the runtime does not know it."""
+        ...
+
+    def watch(self) -> AsyncIterator[Observation]:
+        """Every container once, then each change as it comes. Never ends by itself; raises TemporaryError when broken.
+
+        A FINISHED observation carries the result document. A container that vanishes is told as GONE.
+        """
+        ...
+
+    def logs(self, name: str, offset: int = 0, *, follow: bool = False) -> AsyncIterator[bytes]:
+        """The container's output, stdout and stderr as one stream, from byte `offset`, byte for byte, in chunks.
+
+        With `follow` it goes on until the container has ended and all its output was read. The same offset names
+        the same byte on every call. Raises KeyError for unknown names.
+        """
+        ...
+
+    async def remove_shared_directory(self, name: str) -> None:
+        """Remove the directory that containers of one run shared. Unknown: no error."""
+        ...
+
+    async def ping(self) -> None:
+        """Raise TemporaryError if the runtime does not answer."""
+        ...
+
+    async def close(self) -> None:
+        """Give back connections. Containers go on."""
+        ...
+
+
+_UNSAFE = re.compile(r"[^a-z0-9]+")
+
+
+def container_name(run: str, job: str, attempt: int) -> str:
+    """Name of the container of one attempt: stable, unique, at most 63 characters, valid as a DNS label.
+
+    Long or non-ASCII job names are cut; the digest of the whole keeps the result unique (T50).
+    """
+    digest = hashlib.sha256(f"{run}/{job}/{attempt}".encode()).hexdigest()[:16]
+    readable = _UNSAFE.sub("-", job.lower()).strip("-")[:32].strip("-") or "job"
+    return f"hf-{readable}-{attempt}-{digest}"
