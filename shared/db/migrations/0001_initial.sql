@@ -36,7 +36,8 @@ CREATE INDEX inbox_age ON inbox (handled_at);
 
 -- Messages that could not be handled, where the bus has no place of its own for them (in-process bus).
 CREATE TABLE dead_events (
-    id         uuid PRIMARY KEY,
+    id         uuid PRIMARY KEY,              -- derived from event and queue
+    event      uuid NOT NULL,
     queue      text NOT NULL,
     topic      text NOT NULL,
     body       bytea NOT NULL,

@@ -1,0 +1,289 @@
+"""The bus on RabbitMQ (>= 3.10), with aio-pika.
+
+    hubflow.events  (topic)  --bindings-->  hubflow.<consumer>  (quorum queue, delivery-limit, dead-letters to hubflow.dead)
+    hubflow.delay.<ms> (fanout) ----------> hubflow.delay.<ms>  (quorum queue with a TTL; expires into the queue it came from)
+    hubflow.dead    (fanout) ------------>  hubflow.dead        (quorum queue: parked messages, with the reason as a header)
+    hubflow.live    (topic)  ------------>  exclusive queues of listeners (at most once)
+
+A failed message is published to a delay queue (confirmed) and then acknowledged; a crash between the two means a
+duplicate, which the inbox drops. Publisher confirms are pipelined: any number of publishes wait for theirs at the same
+time (T75).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import aio_pika
+import aiormq.exceptions
+from aio_pika.abc import AbstractIncomingMessage, AbstractRobustChannel, AbstractRobustConnection, AbstractRobustExchange
+
+from shared.bus.handling import handle
+from shared.bus.protocol import RETRY_DELAYS, Consumer, DeadMessage, Message
+from shared.bus.topology import TOPICS
+from shared.errors import TemporaryError
+from shared.events import CONTENT_TYPE
+from shared.log import get_logger
+
+EVENTS = "hubflow.events"
+LIVE = "hubflow.live"
+DEAD = "hubflow.dead"
+DELIVERY_LIMIT = 20
+"""How often RabbitMQ redelivers a message whose consumers die of it, before it is parked."""
+CONFIRM_TIMEOUT = 30.0
+LISTENER_BACKLOG = 100_000
+"""Messages kept for a listener that does not read; older ones are dropped."""
+
+_BROKER_ERRORS = (aio_pika.exceptions.AMQPError, aiormq.exceptions.AMQPError, OSError, TimeoutError, RuntimeError)
+_log = get_logger("bus")
+
+
+class AmqpBus:
+    """See `shared.bus.protocol.Bus`. Open with `open_amqp_bus`."""
+
+    def __init__(self, connection: AbstractRobustConnection) -> None:
+        self._connection = connection
+        self._publishing: AbstractRobustChannel
+        self._exchanges: dict[str, AbstractRobustExchange] = {}
+        self._consumers: list[tuple[aio_pika.abc.AbstractQueue, str]] = []
+        self._handling: set[asyncio.Task[Any]] = set()
+        self._background: set[asyncio.Task[Any]] = set()
+        self._closing = False
+
+    # ------------------------------------------------------------ publishing
+
+    def publish(self, message: Message) -> asyncio.Future[None]:
+        return asyncio.ensure_future(self._publish(EVENTS, message.topic, message.id, message.body))
+
+    def nudge(self, topic: str, body: bytes) -> None:
+        self._in_background(self._nudge(topic, body))
+
+    async def _nudge(self, topic: str, body: bytes) -> None:
+        try:
+            await self._publish(LIVE, topic, uuid.uuid4(), body, persistent=False)
+        except TemporaryError as error:
+            _log.debug("nudge lost", topic=topic, error=str(error))
+
+    async def _publish(
+        self, exchange: str, key: str, id: uuid.UUID, body: bytes,
+        headers: dict[str, Any] | None = None, *, persistent: bool = True,
+    ) -> None:  # fmt: skip
+        """Returns once the broker has confirmed."""
+        mode = aio_pika.DeliveryMode.PERSISTENT if persistent else aio_pika.DeliveryMode.NOT_PERSISTENT
+        message = aio_pika.Message(
+            body, content_type=CONTENT_TYPE, message_id=str(id), delivery_mode=mode, headers=headers
+        )
+        try:
+            await self._exchanges[exchange].publish(message, key, mandatory=False, timeout=CONFIRM_TIMEOUT)
+        except _BROKER_ERRORS as error:
+            raise TemporaryError(f"RabbitMQ did not confirm {key} ({_text(error)}); it will be sent again") from error
+
+    # ------------------------------------------------------------ consuming
+
+    async def consume(self, consumer: Consumer) -> None:
+        channel = await self._connection.channel()
+        await channel.set_qos(prefetch_count=consumer.concurrency)
+        queue = await self._declare_queue(channel, consumer.name, consumer.topics)
+
+        async def on_message(incoming: AbstractIncomingMessage) -> None:
+            task = asyncio.current_task()
+            if task is not None:
+                self._handling.add(task)
+            try:
+                await self._handle(consumer, queue.name, incoming)
+            finally:
+                if task is not None:
+                    self._handling.discard(task)
+
+        tag = await queue.consume(on_message)
+        self._consumers.append((queue, tag))
+
+    async def _handle(self, consumer: Consumer, queue: str, incoming: AbstractIncomingMessage) -> None:
+        headers = incoming.headers
+        tries = int(str(headers.get("hubflow-tries", 1)))
+        topic = str(headers.get("hubflow-topic", incoming.routing_key))
+        message = Message(_message_id(incoming), topic, incoming.body, tries)
+        verdict = await handle(consumer, message)
+        kept = {"hubflow-topic": topic, "hubflow-tries": tries, "hubflow-reason": verdict.reason[:2000]}
+        try:
+            if verdict.dead:
+                await self._publish(DEAD, queue, message.id, message.body, kept)
+            elif verdict.retry_after is not None:
+                delay = _delay_exchange(min(RETRY_DELAYS, key=lambda each: abs(each - (verdict.retry_after or 0.0))))
+                await self._publish(delay, queue, message.id, message.body, {**kept, "hubflow-tries": tries + 1})
+            await incoming.ack()
+        except (TemporaryError, *_BROKER_ERRORS) as error:
+            # Not acknowledged: the broker delivers it again, and the inbox knows whether it was handled.
+            _log.warning("message not acknowledged", queue=queue, topic=topic, error=_text(error))
+
+    async def listen(self, topics: Sequence[str], callback: Callable[[str, bytes], None]) -> None:
+        channel = await self._connection.channel()
+        queue = await channel.declare_queue(
+            f"hubflow.live.{uuid.uuid4()}", exclusive=True, auto_delete=True,
+            arguments={"x-max-length": LISTENER_BACKLOG, "x-overflow": "drop-head"},
+        )  # fmt: skip
+        for exchange in (EVENTS, LIVE):
+            for topic in topics:
+                await queue.bind(exchange, topic)
+
+        async def on_message(incoming: AbstractIncomingMessage) -> None:
+            callback(incoming.routing_key or "", incoming.body)
+
+        self._consumers.append((queue, await queue.consume(on_message, no_ack=True)))
+
+    # ------------------------------------------------------------ parked messages
+
+    async def dead(self, limit: int = 100) -> list[DeadMessage]:
+        async with self._connection.channel() as channel:
+            # Closing the channel puts everything back, unacknowledged and in order.
+            return [_dead(message) for message in await _get(channel, limit)]
+
+    async def replay(self, ids: Sequence[uuid.UUID]) -> list[uuid.UUID]:
+        wanted, replayed = set(ids), []
+        async with self._connection.channel() as channel:
+            for message in await _get(channel, None):
+                dead = _dead(message)
+                if dead.id in wanted:
+                    await self._publish("", dead.queue, dead.id, dead.body, {"hubflow-topic": dead.topic})
+                    await message.ack()
+                    replayed.append(dead.id)
+        return replayed
+
+    # ------------------------------------------------------------ life
+
+    async def ping(self) -> None:
+        if self._connection.is_closed or not self._connection.connected.is_set():
+            raise TemporaryError("RabbitMQ does not answer; check HUBFLOW_AMQP_URL and the broker")
+
+    async def stop_consuming(self) -> None:
+        for queue, tag in self._consumers:
+            try:
+                await queue.cancel(tag)
+            except _BROKER_ERRORS as error:
+                _log.debug("consumer not cancelled", error=_text(error))
+        self._consumers.clear()
+        while self._handling:
+            await asyncio.wait(list(self._handling))
+
+    async def close(self) -> None:
+        self._closing = True
+        for task in list(self._background):
+            task.cancel()
+        try:
+            await self._connection.close()
+        except _BROKER_ERRORS as error:
+            _log.debug("connection not closed", error=_text(error))
+
+    async def open(self) -> None:
+        """Declare everything; called once, by `open_amqp_bus`."""
+        channel = await self._connection.channel(publisher_confirms=True)
+        if not isinstance(channel, AbstractRobustChannel):
+            raise TypeError("aio-pika gave a channel that does not reconnect")
+        self._publishing = channel
+        self._exchanges[EVENTS] = await channel.declare_exchange(EVENTS, "topic", durable=True)
+        self._exchanges[LIVE] = await channel.declare_exchange(LIVE, "topic", durable=True)
+        self._exchanges[DEAD] = await channel.declare_exchange(DEAD, "fanout", durable=True)
+        default = channel.default_exchange
+        if not isinstance(default, AbstractRobustExchange):
+            raise TypeError("aio-pika gave an exchange that does not reconnect")
+        self._exchanges[""] = default
+        parked = await channel.declare_queue(
+            DEAD, durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": -1}
+        )
+        await parked.bind(DEAD)
+        for seconds in RETRY_DELAYS:
+            name = _delay_exchange(seconds)
+            self._exchanges[name] = await channel.declare_exchange(name, "fanout", durable=True)
+            waiting = await channel.declare_queue(
+                name, durable=True,
+                arguments={
+                    "x-queue-type": "quorum", "x-message-ttl": int(seconds * 1000),
+                    "x-dead-letter-exchange": "", "x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish",
+                },
+            )  # fmt: skip
+            await waiting.bind(name)
+        for consumer, topics in TOPICS.items():
+            await self._declare_queue(channel, consumer, topics)
+
+    async def _declare_queue(
+        self, channel: aio_pika.abc.AbstractChannel, consumer: str, topics: Sequence[str]
+    ) -> aio_pika.abc.AbstractQueue:
+        name = f"hubflow.{consumer}"
+        queue = await channel.declare_queue(
+            name, durable=True,
+            arguments={
+                "x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT,
+                "x-dead-letter-exchange": DEAD, "x-dead-letter-routing-key": name,
+                "x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish",
+            },
+        )  # fmt: skip
+        for topic in topics:
+            await queue.bind(EVENTS, topic)
+        return queue
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+async def open_amqp_bus(url: str) -> AmqpBus:
+    """Connect and declare. Raises TemporaryError when the broker does not answer (the URL's password is not shown)."""
+    try:
+        connection = await aio_pika.connect_robust(url, reconnect_interval=0.5, timeout=10)
+        bus = AmqpBus(connection)
+        await bus.open()
+    except _BROKER_ERRORS as error:
+        raise TemporaryError(f"RabbitMQ does not answer ({_text(error)}); check HUBFLOW_AMQP_URL and the broker") from error
+    return bus
+
+
+def _delay_exchange(seconds: float) -> str:
+    return f"hubflow.delay.{int(seconds * 1000)}"
+
+
+def _message_id(incoming: AbstractIncomingMessage) -> uuid.UUID:
+    try:
+        return uuid.UUID(incoming.message_id or "")
+    except ValueError:
+        # Not one of ours; the same bytes get the same id, so that it can be parked and named.
+        return uuid.uuid5(uuid.NAMESPACE_OID, incoming.body.hex())
+
+
+async def _get(channel: aio_pika.abc.AbstractChannel, limit: int | None) -> list[AbstractIncomingMessage]:
+    queue = await channel.get_queue(DEAD, ensure=False)
+    messages: list[AbstractIncomingMessage] = []
+    while limit is None or len(messages) < limit:
+        message = await queue.get(no_ack=False, fail=False)
+        if message is None:
+            break
+        messages.append(message)
+    return messages
+
+
+def _dead(message: AbstractIncomingMessage) -> DeadMessage:
+    headers = message.headers
+    reason = str(headers.get("hubflow-reason") or f"RabbitMQ: {headers.get('x-first-death-reason', 'unknown')}")
+    return DeadMessage(
+        id=_message_id(message),
+        queue=message.routing_key or "",
+        topic=str(headers.get("hubflow-topic") or _first_topic(headers)),
+        body=message.body,
+        reason=reason,
+        tries=int(str(headers.get("hubflow-tries", DELIVERY_LIMIT))),
+    )
+
+
+def _first_topic(headers: Any) -> str:
+    """The topic a message had before RabbitMQ itself dead-lettered it."""
+    for death in headers.get("x-death") or []:
+        for key in death.get("routing-keys") or []:
+            return str(key)
+    return ""
+
+
+def _text(error: BaseException) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,59 @@
+"""One call of a handler, and what its outcome means. The same for every bus."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+
+from shared.bus.protocol import Consumer, Message
+from shared.errors import PermanentError, TemporaryError
+from shared.log import get_logger
+
+HANDLER_TIMEOUT = 300.0
+"""Seconds after which a handler is given up and tried again: far below RabbitMQ's consumer_timeout (30 min), which would
+close the channel (T72)."""
+
+_log = get_logger("bus")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """handled (neither field set), again after some seconds, or dead with a reason."""
+
+    retry_after: float | None = None
+    dead: bool = False
+    reason: str = ""
+
+
+_HANDLED = Verdict()
+
+
+async def handle(consumer: Consumer, message: Message) -> Verdict:
+    """Call the handler and translate what it raised. Raises nothing but CancelledError."""
+    try:
+        async with asyncio.timeout(HANDLER_TIMEOUT):
+            await consumer.handler(message)
+    except TemporaryError as error:
+        return _again(consumer, message, str(error), error.delay)
+    except PermanentError as error:
+        _log.error("message parked", queue=consumer.name, topic=message.topic, event_id=str(message.id), reason=str(error))
+        return Verdict(dead=True, reason=f"{error.reason}: {error}")
+    except Exception as error:
+        # A bug: told once with its trace, then retried quietly like anything else.
+        if message.tries == 1:
+            _log.exception("handler failed", queue=consumer.name, topic=message.topic, event_id=str(message.id))
+        return _again(consumer, message, f"{type(error).__name__}: {error}", None)
+    return _HANDLED
+
+
+def _again(consumer: Consumer, message: Message, reason: str, delay: float | None) -> Verdict:
+    if message.tries > len(consumer.retry_delays):
+        _log.error(
+            "message parked after its last try",
+            queue=consumer.name, topic=message.topic, event_id=str(message.id), tries=message.tries, reason=reason,
+        )  # fmt: skip
+        return Verdict(dead=True, reason=f"gave up after {message.tries} tries: {reason}")
+    wait = consumer.retry_delays[message.tries - 1] if delay is None else delay
+    _log.warning("message will be tried again", queue=consumer.name, topic=message.topic, seconds=wait, reason=reason)
+    return Verdict(retry_after=wait * random.uniform(0.9, 1.1), reason=reason)  # noqa: S311 - spreads retries, no secret

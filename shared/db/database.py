@@ -1,0 +1,169 @@
+"""The pool, and the one way to change state: `Database.transaction`.
+
+    async with database.transaction(cause=event) as tx:
+        if not await tx.first_time("executor"):
+            return                               # handled before: a crash came between commit and acknowledgement
+        await tx.connection.execute(...)         # the change
+        tx.tell(JobSubmitted(...))               # what follows from it
+    # committed here, and the events are on their way
+
+asyncpg's errors are translated here: TemporaryError for a server that is away or a transaction that lost a race; anything
+else is a bug and passes through.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import asyncpg
+
+from shared.db import outbox
+from shared.errors import TemporaryError
+from shared.events import Event
+
+_AWAY = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.DiskFullError,
+    asyncpg.ReadOnlySQLTransactionError,  # a failover is going on
+)
+_LOST_A_RACE = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)
+
+
+class Transaction:
+    """One transaction in progress. `connection` runs statements; `tell` collects the events that follow."""
+
+    def __init__(self, connection: Any, cause: Event | None) -> None:
+        self.connection = connection
+        self.cause = cause
+        self.told: list[Event] = []
+
+    def tell(self, *events: Event) -> None:
+        """Record events with this transaction; they are published after commit, in this order."""
+        for event in events:
+            if self.cause is not None and event.cause is None:
+                event = dataclasses.replace(event, cause=self.cause.id, trace=event.trace or self.cause.trace)
+            self.told.append(event)
+
+    async def first_time(self, consumer: str) -> bool:
+        """Note that `consumer` handles the causing event now. False: it has already done so."""
+        if self.cause is None:
+            raise TypeError("first_time needs a transaction with a cause")
+        return bool(await self.first_times(consumer, [self.cause.id]))
+
+    async def first_times(self, consumer: str, events: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+        """The same for many events at once: those that `consumer` has not handled yet."""
+        rows = await self.connection.fetch(
+            "INSERT INTO inbox (consumer, event) SELECT $1, unnest($2::uuid[]) ON CONFLICT DO NOTHING RETURNING event",
+            consumer,
+            list(events),
+        )
+        return {row["event"] for row in rows}
+
+
+class Database:
+    """A pool of connections to one PostgreSQL database. See the module's docstring."""
+
+    def __init__(self, pool: Any, relaxed: Any) -> None:
+        self._pool = pool
+        self._relaxed = relaxed
+        self.relay: outbox.Relay | None = None
+        """Set by whoever hosts the services; without it events wait for another process's sweep."""
+
+    @asynccontextmanager
+    async def transaction(self, cause: Event | None = None) -> AsyncIterator[Transaction]:
+        """Everything inside is committed together, with the events told, or not at all."""
+        with translated_errors():
+            async with self._pool.acquire() as connection:
+                async with connection.transaction():
+                    transaction = Transaction(connection, cause)
+                    yield transaction
+                    if transaction.told:
+                        transaction.told = await outbox.record(connection, transaction.told)
+        if transaction.told and self.relay is not None:
+            self.relay.send(transaction.told)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Any]:
+        """A connection for several reads."""
+        with translated_errors():
+            async with self._pool.acquire() as connection:
+                yield connection
+
+    async def fetch(self, query: str, *arguments: Any) -> list[Any]:
+        with translated_errors():
+            rows: list[Any] = await self._pool.fetch(query, *arguments)
+            return rows
+
+    async def fetchrow(self, query: str, *arguments: Any) -> Any | None:
+        with translated_errors():
+            return await self._pool.fetchrow(query, *arguments)
+
+    async def fetchval(self, query: str, *arguments: Any) -> Any:
+        with translated_errors():
+            return await self._pool.fetchval(query, *arguments)
+
+    async def execute(self, query: str, *arguments: Any) -> str:
+        with translated_errors():
+            status: str = await self._pool.execute(query, *arguments)
+            return status
+
+    async def execute_relaxed(self, query: str, *arguments: Any) -> str:
+        """For what may be lost in a crash of the server (marks, leases): returns before it is on disk."""
+        with translated_errors():
+            status: str = await self._relaxed.execute(query, *arguments)
+            return status
+
+    async def ping(self) -> None:
+        """Raise TemporaryError if the database does not answer."""
+        await self.fetchval("SELECT 1")
+
+
+@asynccontextmanager
+async def open_database(dsn: str, *, max_connections: int = 10) -> AsyncIterator[Database]:
+    """Connect. Raises TemporaryError, naming the address without its password, when the server does not answer."""
+    with translated_errors():
+        pool = await asyncpg.create_pool(
+            dsn, min_size=1, max_size=max_connections, init=_prepare_connection, command_timeout=60
+        )
+        relaxed = await asyncpg.create_pool(
+            dsn, min_size=0, max_size=2, init=_prepare_connection, command_timeout=60,
+            server_settings={"synchronous_commit": "off"},
+        )  # fmt: skip
+    try:
+        yield Database(pool, relaxed)
+    finally:
+        for each in (pool, relaxed):
+            each.terminate()  # everything that matters was committed or will be rolled back
+
+
+async def _prepare_connection(connection: Any) -> None:
+    await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=_dump, decoder=json.loads, format="text")
+
+
+def _dump(value: Any) -> str:
+    # PostgreSQL's jsonb has no NUL character; what a job prints may.
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).replace("\\u0000", "\\ufffd")
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Turn asyncpg's errors into Hubflow's."""
+    try:
+        yield
+    except _LOST_A_RACE as error:
+        raise TemporaryError(f"the database chose another transaction first: {error}", delay=0.05) from error
+    except _AWAY as error:
+        text = str(error) or type(error).__name__
+        raise TemporaryError(f"the database does not answer ({text}); check HUBFLOW_DATABASE_URL and the server") from error

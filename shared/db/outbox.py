@@ -1,0 +1,157 @@
+"""Events on their way: recorded with the change that causes them, published after commit, swept up after a crash.
+
+The table `events` is outbox and journal in one. `record` runs inside the causing transaction. After commit the same
+process publishes at once (`Relay.send`); what a crash, a lost broker or a failed mark left behind is found by
+`Relay.sweep` of any process. Both may publish the same event: consumers drop what they have handled (`inbox`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+from shared.bus.protocol import Bus, Message
+from shared.errors import HubflowError, TemporaryError
+from shared.events import Event
+from shared.log import get_logger
+
+if TYPE_CHECKING:
+    from shared.db.database import Database
+
+SWEEP_INTERVAL = 1.0
+"""Seconds between two looks for events that were left behind."""
+SWEEP_AGE = 5.0
+"""Seconds after which an event that nobody has marked as sent counts as left behind."""
+SWEEP_LIMIT = 1000
+MARK_INTERVAL = 0.02
+"""Seconds to gather sent events before they are marked together."""
+
+_log = get_logger("outbox")
+
+_RECORD = """
+WITH given AS (
+    SELECT * FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::bytea[])
+        WITH ORDINALITY AS g (id, tenant, run, type, body, n)
+), wanted AS (
+    SELECT run, count(*) AS amount FROM given WHERE run IS NOT NULL GROUP BY run
+), locked AS (
+    SELECT run FROM run_counters WHERE run IN (SELECT run FROM wanted) ORDER BY run FOR UPDATE
+), counted AS (
+    UPDATE run_counters c SET seq = c.seq + w.amount FROM wanted w, locked l
+    WHERE c.run = w.run AND l.run = c.run RETURNING c.run, c.seq - w.amount AS base
+)
+INSERT INTO events (id, tenant, run, seq, type, body)
+SELECT g.id, g.tenant, g.run, c.base + row_number() OVER (PARTITION BY g.run ORDER BY g.n), g.type, g.body
+FROM given g LEFT JOIN counted c ON c.run = g.run
+RETURNING id, seq
+"""
+
+_CLAIM = """
+UPDATE events SET claimed_at = now() WHERE id IN (
+    SELECT id FROM events WHERE sent_at IS NULL AND created_at < now() - make_interval(secs => $1)
+        AND (claimed_at IS NULL OR claimed_at < now() - make_interval(secs => $1)) AND id <> ALL ($2::uuid[])
+    ORDER BY created_at LIMIT $3 FOR UPDATE SKIP LOCKED
+) RETURNING id, tenant, type, seq, body
+"""
+
+_MARK = "UPDATE events SET sent_at = now() WHERE id = ANY ($1::uuid[]) AND sent_at IS NULL"
+
+
+async def record(connection: Any, events: Sequence[Event]) -> list[Event]:
+    """Write the events in the order given, in the connection's transaction. Returns them with their `seq`."""
+    columns: tuple[list[Any], ...] = ([], [], [], [], [])
+    for event in events:
+        row = (event.id, event.tenant, event.run, event.TYPE, msgpack.packb(event.to_map()))
+        for column, value in zip(columns, row, strict=True):
+            column.append(value)
+    seqs = {row["id"]: row["seq"] for row in await connection.fetch(_RECORD, *columns)}
+    return [dataclasses.replace(event, seq=seqs[event.id]) if event.run else event for event in events]
+
+
+class Relay:
+    """Publishes committed events and marks them as sent. One for each process."""
+
+    def __init__(self, database: Database, bus: Bus) -> None:
+        self._database = database
+        self._bus = bus
+        self._in_flight: dict[uuid.UUID, asyncio.Future[None]] = {}
+        self._sent: list[uuid.UUID] = []
+        self._something_sent = asyncio.Event()
+
+    def send(self, events: Sequence[Event]) -> None:
+        """Publish events that have just been committed. Returns at once; failures are left to the sweep."""
+        for event in events:
+            self._publish(event.id, event.topic, msgpack.packb(event.to_map()))
+
+    async def run(self) -> None:
+        """Mark what was sent and sweep up what was left, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._mark_sent(), name="outbox marks")
+            group.create_task(self._sweep_periodically(), name="outbox sweep")
+
+    async def sweep(self, age: float = SWEEP_AGE) -> int:
+        """Publish what is older than `age` seconds and not marked as sent. Returns how many there were."""
+        rows = await self._database.fetch(_CLAIM, age, list(self._in_flight), SWEEP_LIMIT)
+        for row in rows:
+            self._publish(row["id"], f"{row['tenant']}.{row['type']}", with_seq(row["body"], row["seq"]))
+        if rows:
+            _log.info("outbox swept", events=len(rows))
+        return len(rows)
+
+    async def flush(self) -> None:
+        """Wait until everything handed in is published (or left to the sweep), then mark it."""
+        while self._in_flight:
+            await asyncio.wait(list(self._in_flight.values()))
+        await self._mark()
+
+    def _publish(self, id: uuid.UUID, topic: str, body: bytes) -> None:
+        future = self._bus.publish(Message(id, topic, body))
+        self._in_flight[id] = future
+        future.add_done_callback(lambda done: self._published(id, done))
+
+    def _published(self, id: uuid.UUID, future: asyncio.Future[None]) -> None:
+        self._in_flight.pop(id, None)
+        if future.cancelled():
+            return
+        if error := future.exception():
+            _log.warning("event not published, the sweep will", event_id=str(id), error=str(error))
+            return
+        self._sent.append(id)
+        self._something_sent.set()
+
+    async def _mark_sent(self) -> None:
+        while True:
+            await self._something_sent.wait()
+            self._something_sent.clear()
+            await asyncio.sleep(MARK_INTERVAL)  # gathers; nothing waits for a mark
+            try:
+                await self._mark()
+            except TemporaryError as error:
+                _log.warning("sent events not marked, they will be sent again", error=str(error))
+
+    async def _mark(self) -> None:
+        sent, self._sent = self._sent, []
+        if sent:
+            await self._database.execute_relaxed(_MARK, sent)
+
+    async def _sweep_periodically(self) -> None:
+        while True:
+            try:
+                while await self.sweep() == SWEEP_LIMIT:
+                    pass
+            except HubflowError as error:
+                _log.warning("outbox sweep failed, it goes on", error=str(error))
+            await asyncio.sleep(SWEEP_INTERVAL)
+
+
+def with_seq(body: bytes, seq: int | None) -> bytes:
+    """The recorded body with its seq put in, as it goes over the wire."""
+    if seq is None:
+        return body
+    packed: bytes = msgpack.packb({**msgpack.unpackb(body), "seq": seq})
+    return packed
