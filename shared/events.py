@@ -344,4 +344,3 @@ def decode(body: bytes) -> Event:
     if not isinstance(document, dict):
         raise PermanentError("the body is not a msgpack map", reason="BadEvent")
     return from_map(document)
-

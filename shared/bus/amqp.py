@@ -19,7 +19,12 @@ from typing import Any
 
 import aio_pika
 import aiormq.exceptions
-from aio_pika.abc import AbstractIncomingMessage, AbstractRobustChannel, AbstractRobustConnection, AbstractRobustExchange
+from aio_pika.abc import (
+    AbstractIncomingMessage,
+    AbstractRobustChannel,
+    AbstractRobustConnection,
+    AbstractRobustExchange,
+)
 
 from shared.bus.handling import handle
 from shared.bus.protocol import RETRY_DELAYS, Consumer, DeadMessage, Message
@@ -237,7 +242,9 @@ async def open_amqp_bus(url: str) -> AmqpBus:
         bus = AmqpBus(connection)
         await bus.open()
     except _BROKER_ERRORS as error:
-        raise TemporaryError(f"RabbitMQ does not answer ({_text(error)}); check HUBFLOW_AMQP_URL and the broker") from error
+        raise TemporaryError(
+            f"RabbitMQ does not answer ({_text(error)}); check HUBFLOW_AMQP_URL and the broker"
+        ) from error
     return bus
 
 
@@ -281,7 +288,7 @@ def _first_topic(headers: Any) -> str:
     """The topic a message had before RabbitMQ itself dead-lettered it."""
     for death in headers.get("x-death") or []:
         for key in death.get("routing-keys") or []:
-            return str(key)
+            return key.decode() if isinstance(key, bytes) else str(key)
     return ""
 
 

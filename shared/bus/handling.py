@@ -37,7 +37,9 @@ async def handle(consumer: Consumer, message: Message) -> Verdict:
     except TemporaryError as error:
         return _again(consumer, message, str(error), error.delay)
     except PermanentError as error:
-        _log.error("message parked", queue=consumer.name, topic=message.topic, event_id=str(message.id), reason=str(error))
+        _log.error(
+            "message parked", queue=consumer.name, topic=message.topic, event_id=str(message.id), reason=str(error)
+        )
         return Verdict(dead=True, reason=f"{error.reason}: {error}")
     except Exception as error:
         # A bug: told once with its trace, then retried quietly like anything else.

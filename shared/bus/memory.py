@@ -21,7 +21,7 @@ class DeadLetters(Protocol):
     """Where parked messages are kept: `shared.db.dead_letters` in production."""
 
     async def park(self, message: DeadMessage) -> None: ...
-    async def list(self, limit: int) -> list[DeadMessage]: ...
+    async def oldest(self, limit: int) -> list[DeadMessage]: ...
     async def take(self, ids: Sequence[uuid.UUID]) -> list[DeadMessage]:
         """Those that exist, without removing them."""
         ...
@@ -72,7 +72,7 @@ class MemoryBus:
         self._listeners.append((topic_matcher(topics), callback))
 
     async def dead(self, limit: int = 100) -> list[DeadMessage]:
-        return await self._dead_letters.list(limit)
+        return await self._dead_letters.oldest(limit)
 
     async def replay(self, ids: Sequence[uuid.UUID]) -> list[uuid.UUID]:
         found = await self._dead_letters.take(ids)
@@ -112,7 +112,9 @@ class MemoryBus:
         while True:
             verdict = await self._handle_once(group, message)
             if verdict.dead:
-                dead = DeadMessage(message.id, group.consumer.name, message.topic, message.body, verdict.reason, message.tries)
+                dead = DeadMessage(
+                    message.id, group.consumer.name, message.topic, message.body, verdict.reason, message.tries
+                )
                 await self._dead_letters.park(dead)
                 return
             if verdict.retry_after is None:

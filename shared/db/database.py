@@ -166,4 +166,6 @@ def translated_errors() -> Iterator[None]:
         raise TemporaryError(f"the database chose another transaction first: {error}", delay=0.05) from error
     except _AWAY as error:
         text = str(error) or type(error).__name__
-        raise TemporaryError(f"the database does not answer ({text}); check HUBFLOW_DATABASE_URL and the server") from error
+        raise TemporaryError(
+            f"the database does not answer ({text}); check HUBFLOW_DATABASE_URL and the server"
+        ) from error

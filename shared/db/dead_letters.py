@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 from shared.bus.protocol import DeadMessage
 from shared.db.database import Database
@@ -23,7 +24,7 @@ class DatabaseDeadLetters:
             message.reason, message.tries,
         )  # fmt: skip
 
-    async def list(self, limit: int) -> list[DeadMessage]:
+    async def oldest(self, limit: int) -> list[DeadMessage]:
         rows = await self._database.fetch("SELECT * FROM dead_events ORDER BY parked_at LIMIT $1", limit)
         return [_message(row) for row in rows]
 
@@ -32,9 +33,10 @@ class DatabaseDeadLetters:
         return [_message(row) for row in rows]
 
     async def forget(self, message: DeadMessage) -> None:
-        await self._database.execute("DELETE FROM dead_events WHERE event = $1 AND queue = $2", message.id, message.queue)
+        await self._database.execute(
+            "DELETE FROM dead_events WHERE event = $1 AND queue = $2", message.id, message.queue
+        )
 
 
-def _message(row: object) -> DeadMessage:
-    get = row.__getitem__  # type: ignore[attr-defined]
-    return DeadMessage(get("event"), get("queue"), get("topic"), get("body"), get("reason"), get("tries"))
+def _message(row: Any) -> DeadMessage:
+    return DeadMessage(row["event"], row["queue"], row["topic"], row["body"], row["reason"], row["tries"])

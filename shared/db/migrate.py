@@ -35,7 +35,8 @@ def migrations() -> list[Migration]:
 async def migrate(database: Database, wanted: Iterable[Migration] | None = None) -> list[str]:
     """Bring the database to this version. Returns the names of what was applied.
 
-    Each migration and its entry in `migrations` are one transaction. Processes that start together wait for one another.
+    All of them are one transaction, so that a crash leaves the old schema whole. Processes that start together wait for
+    one another.
     Raises PermanentError when an applied migration differs from its file.
     """
     applied = []
@@ -60,3 +61,11 @@ async def migrate(database: Database, wanted: Iterable[Migration] | None = None)
                     reason="MigrationChanged",
                 )
     return applied
+
+
+async def pending(database: Database) -> list[str]:
+    """Names of the migrations of this version that the database lacks. It may have more: a newer version came first."""
+    if not await database.fetchval("SELECT to_regclass('migrations') IS NOT NULL"):
+        return [migration.name for migration in migrations()]
+    done = {row["name"] for row in await database.fetch("SELECT name FROM migrations")}
+    return [migration.name for migration in migrations() if migration.name not in done]

@@ -1,0 +1,142 @@
+"""What the HTTP services share: problem documents (RFC 9457), JSON bodies, idempotent creates."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+import pydantic
+from aiohttp import web
+
+from shared.db.database import Database, Transaction
+from shared.errors import PermanentError, TemporaryError, UserError
+from shared.log import get_logger
+
+Model = TypeVar("Model", bound=pydantic.BaseModel)
+PROBLEM = "application/problem+json"
+MAX_BODY = 1024 * 1024
+"""Bytes of a request body. Files are not sent through the API."""
+
+_log = get_logger("http")
+
+
+@web.middleware
+async def problems(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Turn every error into a problem document; bugs get an id that is in the log, and no trace goes out."""
+    try:
+        return await handler(request)
+    except UserError as error:
+        return problem(error.status, error.code, str(error), hint=error.hint, **error.details)
+    except TemporaryError as error:
+        _log.warning("request not served", path=request.path, error=str(error))
+        return problem(
+            503, "unavailable", "a part of Hubflow does not answer at the moment", hint="try again in a few seconds"
+        )
+    except PermanentError as error:
+        return problem(422, error.reason, str(error))
+    except web.HTTPRequestEntityTooLarge:
+        return problem(413, "body-too-large", f"the body is larger than {MAX_BODY} bytes")
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return problem(
+            error.status, error.reason.lower().replace(" ", "-"), f"{error.reason}: {request.method} {request.path}"
+        )
+    except (ConnectionResetError, TimeoutError):
+        raise
+    except Exception:
+        incident = uuid.uuid4().hex[:12]
+        _log.exception("request failed", path=request.path, incident=incident)
+        return problem(
+            500, "internal", "something went wrong in Hubflow", hint=f"tell the operator: incident {incident}"
+        )
+
+
+def problem(status: int, code: str, detail: str, *, hint: str = "", **more: Any) -> web.Response:
+    """A problem document: {status, code, title, detail, hint?, ...}."""
+    document = {
+        "type": f"about:blank#{code}",
+        "status": status,
+        "code": code,
+        "title": code.replace("-", " "),
+        "detail": detail,
+    }
+    if hint:
+        document["hint"] = hint
+    headers = {"WWW-Authenticate": 'Bearer realm="hubflow"'} if status == 401 else None
+    return web.json_response({**document, **more}, status=status, content_type=PROBLEM, headers=headers, dumps=dumps)
+
+
+def dumps(value: Any) -> str:
+    """JSON with UUIDs and times as text."""
+    return json.dumps(value, default=_plain, separators=(",", ":"), ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "isoformat"):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, frozenset | set | tuple):
+        return sorted(value)
+    return str(value)
+
+
+def reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    return web.json_response(value, status=status, headers=headers, dumps=dumps)
+
+
+async def read_body(request: web.Request, model: type[Model]) -> Model:
+    """The JSON body as `model`. Raises UserError that lists every fault with its place."""
+    raw = await request.read()
+    try:
+        return model.model_validate_json(raw or b"{}")
+    except pydantic.ValidationError as error:
+        faults = [{"at": ".".join(map(str, each["loc"])), "message": each["msg"]} for each in error.errors()]
+        first = "; ".join(f"{fault['at'] or 'body'}: {fault['message']}" for fault in faults[:3])
+        raise UserError(
+            f"the body is not as expected: {first}", code="invalid-body", details={"faults": faults}
+        ) from None
+
+
+async def once(
+    request: web.Request, database: Database, tenant: str,
+    create: Callable[[Transaction], Awaitable[tuple[int, Any]]],
+) -> web.Response:  # fmt: skip
+    """Run `create` (status and answer) in a transaction; with an Idempotency-Key, a repeated request gets the first answer.
+
+    The key is kept with a digest of the request: the same key for another request is refused with 422.
+    """
+    key = request.headers.get("Idempotency-Key")
+    if key is None:
+        async with database.transaction() as tx:
+            status, answer = await create(tx)
+        return reply(answer, status)
+    if not 0 < len(key) <= 255:
+        raise UserError("Idempotency-Key must have 1 to 255 characters", code="invalid-idempotency-key")
+    digest = hashlib.sha256(f"{request.method} {request.path}\n".encode() + await request.read()).digest()
+    async with database.transaction() as tx:
+        # The lock makes a second request with the same key wait for the first one's answer.
+        await tx.connection.execute(
+            "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"idempotency {tenant} {key}"
+        )
+        row = await tx.connection.fetchrow(
+            "SELECT request_hash, status, response FROM idempotency_keys WHERE tenant = $1 AND key = $2", tenant, key
+        )
+        if row is None:
+            status, answer = await create(tx)
+            answer = json.loads(dumps(answer))
+            await tx.connection.execute(
+                "INSERT INTO idempotency_keys (tenant, key, request_hash, status, response) VALUES ($1, $2, $3, $4, $5)",
+                tenant, key, digest, status, answer,
+            )  # fmt: skip
+            return reply(answer, status)
+    if row["request_hash"] != digest:
+        raise UserError(
+            "this Idempotency-Key was used for another request", code="idempotency-key-reused", status=422,
+            hint="use a new key for a new request",
+        )  # fmt: skip
+    return reply(row["response"], row["status"], {"Idempotency-Replayed": "true"})

@@ -1,0 +1,293 @@
+"""One way to live and to die, for every service.
+
+A service is a name, its settings and a function that opens it on a `Host` (what a process offers) and gives back its
+`Parts`: consumers, tasks, HTTP routes. `serve` opens the host and any set of services in one process; a task that ends, for
+whatever reason, ends them all. On a signal: report not ready, stop hearing, finish what is in hand, publish what is
+committed, close in reverse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from shared import http
+from shared.bus.memory import MemoryBus
+from shared.bus.protocol import Bus, Consumer
+from shared.clock import Clock, SystemClock
+from shared.config import load, unknown_variables
+from shared.db.database import Database, open_database
+from shared.db.dead_letters import DatabaseDeadLetters
+from shared.db.migrate import migrate, pending
+from shared.db.outbox import Relay
+from shared.errors import ConfigurationError, TemporaryError
+from shared.log import configure, get_logger
+from shared.settings import HostSettings, ObjectsSettings, RuntimeSettings, process_name
+from shared.vault import Vault
+
+if TYPE_CHECKING:
+    from shared.objects import ObjectStore
+    from shared.runtime.protocol import Runtime
+
+_log = get_logger("host")
+
+
+@dataclass(slots=True)
+class Host:
+    """What a process offers to the services in it."""
+
+    name: str
+    """Names the process in leases and claims."""
+    settings: HostSettings
+    database: Database
+    bus: Bus
+    clock: Clock
+    vault: Vault
+    public_url: str = ""
+    """Without a slash at the end."""
+    _objects: ObjectStore | None = None
+    _runtime: Runtime | None = None
+
+    @property
+    def objects(self) -> ObjectStore:
+        if self._objects is None:
+            raise TypeError("this service did not say that it needs objects")
+        return self._objects
+
+    @property
+    def runtime(self) -> Runtime:
+        if self._runtime is None:
+            raise TypeError("this service did not say that it needs the runtime")
+        return self._runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a service wants to have run."""
+
+    consumers: Sequence[Consumer] = ()
+    tasks: Mapping[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
+    """Name -> a function that goes on until it is cancelled."""
+    routes: Sequence[web.AbstractRouteDef] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One entry of the table of services."""
+
+    name: str
+    open: Callable[[Host, Any], AbstractAsyncContextManager[Parts]]
+    """(host, settings of this service)"""
+    settings: type[Any]
+    needs: frozenset[str] = frozenset()
+    """"objects", "runtime"."""
+
+
+@dataclass(slots=True)
+class Running:
+    """Handed to whoever started the services: where they listen, and how to stop them."""
+
+    port: int
+    host: Host
+    stop: Callable[[], None]
+
+
+async def serve(
+    services: Sequence[Service],
+    environment: Mapping[str, str],
+    *,
+    ready: Callable[[Running], None] | None = None,
+    signals: bool = True,
+) -> None:
+    """Run services until a signal, `Running.stop`, or the first failure (raised)."""
+    stop = asyncio.Event()
+    host_settings, settings = _load(services, environment)
+    configure(host_settings.log_level)
+    if signals:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        host = await _open_host(stack, host_settings, services, environment)
+        parts = [
+            await stack.enter_async_context(each.open(host, own)) for each, own in zip(services, settings, strict=True)
+        ]
+        health = _Health(host)
+        port = await _listen(stack, host, health, parts)
+        if host.settings.public_url:
+            host.public_url = host.settings.public_url.rstrip("/")
+        else:
+            host.public_url = f"http://{host.settings.http_host}:{port}"
+        for part in parts:
+            for consumer in part.consumers:
+                await host.bus.consume(consumer)
+        await _run(host, services, parts, health, stop, lambda: ready and ready(Running(port, host, stop.set)))
+
+
+async def _run(
+    host: Host,
+    services: Sequence[Service],
+    parts: Sequence[Parts],
+    health: _Health,
+    stop: asyncio.Event,
+    ready: Callable[[], Any],
+) -> None:
+    relay = host.database.relay
+    if relay is None:
+        raise TypeError("the host has no relay")
+    work: dict[str, Callable[[], Awaitable[None]]] = {"outbox": relay.run}
+    for service, part in zip(services, parts, strict=True):
+        work |= {f"{service.name} {name}": task for name, task in part.tasks.items()}
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    tasks = [asyncio.create_task(_named(name, task), name=name) for name, task in work.items()]
+    health.ready = True
+    _log.info("services ready", services=[each.name for each in services], url=host.public_url)
+    ready()
+    try:
+        done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        health.ready = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(host.settings.shutdown_seconds):
+                await host.bus.stop_consuming()
+                await relay.flush()
+    finally:
+        for task in (stopping, *tasks):
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    _log.info("services stopped")
+
+
+async def _named(name: str, task: Callable[[], Awaitable[None]]) -> None:
+    """Run a task that should not end; that it does is a failure with its name."""
+    try:
+        await task()
+    except Exception:
+        _log.exception("task failed, the process ends", task=name)
+        raise
+    raise RuntimeError(f"the task {name!r} ended by itself")
+
+
+def _load(services: Sequence[Service], environment: Mapping[str, str]) -> tuple[HostSettings, list[Any]]:
+    """All settings, or ConfigurationError with every problem."""
+    classes: list[type[Any]] = [HostSettings, ObjectsSettings, RuntimeSettings, *(each.settings for each in services)]
+    loaded = load(environment, *classes)
+    for warning in unknown_variables(environment, classes):
+        _log.warning("setting unknown", problem=warning)
+    return loaded[0], list(loaded[3:])
+
+
+def check(services: Sequence[Service], environment: Mapping[str, str]) -> None:
+    """Verify the settings without starting anything. Raises ConfigurationError."""
+    host_settings, _ = _load(services, environment)
+    Vault(host_settings.secret_key)
+
+
+async def _open_host(
+    stack: AsyncExitStack, settings: HostSettings, services: Sequence[Service], environment: Mapping[str, str]
+) -> Host:
+    database = await stack.enter_async_context(
+        open_database(settings.database_url, max_connections=settings.database_connections)
+    )
+    if settings.migrate:
+        await migrate(database)
+    elif missing := await pending(database):
+        raise ConfigurationError(
+            f"the database lacks {', '.join(missing)}; run `hubflow migrate` (or set HUBFLOW_MIGRATE=true)"
+        )
+    bus: Bus
+    if settings.amqp_url:
+        from shared.bus.amqp import open_amqp_bus
+
+        bus = await open_amqp_bus(settings.amqp_url)
+    else:
+        bus = MemoryBus(DatabaseDeadLetters(database))
+    stack.push_async_callback(bus.close)
+    database.relay = Relay(database, bus)
+    host = Host(process_name(), settings, database, bus, SystemClock(), Vault(settings.secret_key))
+    needs = frozenset[str]().union(*(each.needs for each in services))
+    objects_settings, runtime_settings = load(environment, ObjectsSettings, RuntimeSettings)
+    if "objects" in needs:
+        from shared.objects import open_object_store
+
+        host._objects = await stack.enter_async_context(open_object_store(objects_settings))
+    if "runtime" in needs:
+        from shared.runtime.select import open_runtime
+
+        host._runtime = await open_runtime(runtime_settings)
+        stack.push_async_callback(host._runtime.close)
+    return host
+
+
+class _Health:
+    """/healthz (the process lives), /readyz (it and what it depends on can work), /metrics."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.ready = False
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/healthz", self._healthz),
+            web.get("/readyz", self._readyz),
+            web.get("/metrics", self._metrics),
+        ]
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return http.reply({"status": "ok"})
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        checks: dict[str, str] = {"process": "ok" if self.ready else "starting or stopping"}
+        pings = {"database": self._host.database.ping, "bus": self._host.bus.ping}
+        if self._host._runtime is not None:
+            pings["runtime"] = self._host._runtime.ping
+        for name, ping in pings.items():
+            try:
+                async with asyncio.timeout(3):
+                    await ping()
+                checks[name] = "ok"
+            except (TemporaryError, TimeoutError) as error:
+                checks[name] = str(error) or "no answer within 3 seconds"
+        good = all(value == "ok" for value in checks.values())
+        return http.reply({"status": "ok" if good else "unavailable", "checks": checks}, 200 if good else 503)
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def _listen(stack: AsyncExitStack, host: Host, health: _Health, parts: Sequence[Parts]) -> int:
+    """Start the process's one HTTP server. Returns its port."""
+    app = web.Application(middlewares=[http.problems], client_max_size=http.MAX_BODY)
+    app.add_routes(health.routes())
+    for part in parts:
+        app.add_routes(part.routes)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=5)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    site = web.TCPSite(runner, host.settings.http_host, host.settings.http_port)
+    try:
+        await site.start()
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {host.settings.http_host}:{host.settings.http_port} ({error.strerror}); "
+            "set HUBFLOW_HTTP_PORT to a free port, or 0 for any"
+        ) from error
+    address: tuple[str, int] = runner.addresses[0]
+    return address[1]
+
+
+@contextlib.asynccontextmanager
+async def opened(parts: Parts) -> AsyncIterator[Parts]:
+    """For services that have nothing to close."""
+    yield parts
