@@ -4,8 +4,8 @@ One protocol, three implementations: `process` (plain processes), `docker` (any 
 `kubernetes`. Every implementation passes `tests/contract/test_runtime.py`. Nothing here knows about runs or
 tenants beyond the labels it hands back.
 
-The unit is a *container*: one attempt of one job. Its name is derived from the attempt (see `container_name`), so that a
-second start is a conflict and never a second container.
+The unit is a *container*: one attempt of one job. Its name is derived from the attempt (see `container_name`), so that
+a second start is a conflict and never a second container.
 """
 
 from __future__ import annotations
@@ -44,17 +44,21 @@ class Resources:
 class ContainerSpec:
     """All that a runtime needs to start one attempt.
 
-    `document` is the wrapper's job document (see wrapper/README.md), complete but for what only the runtime knows:
-    where the result document and the output file live inside the container. The runtime fills in `result_path` and
-    `output_path`, and hands the document to the wrapper as a file, never by environment or arguments.
+    `document` is the wrapper's job document (see wrapper/README.md), complete but for what only the runtime knows. The
+    runtime fills in `result_path`, `running_path`, `output_path` and `message_limit`, adds WORKFLOW_CACHE to `env`
+    where there is a shared directory, and hands the document to the wrapper as a file, never by environment or
+    arguments.
     """
 
     name: str
     image: str
     """Image reference, or "" for a script that runs wherever the runtime puts it."""
     document: Mapping[str, Any]
+    """An empty `command` means the image's own; runtimes that hold the image (docker) look it up, others refuse."""
     labels: Mapping[str, str]
     """tenant, run, job, attempt and `start_by` (see Runtime.start); returned with each observation."""
+    script: bool = False
+    """The command is the workflow's own script and not the image's: a runtime without images may run it as it is."""
     resources: Resources = field(default_factory=Resources)
     registry_auth: Mapping[str, str] | None = None
     """{"username": ..., "password": ...} for pulling, or None."""
@@ -78,6 +82,7 @@ class Observation:
     message: str = ""
     """A sentence for people: what happened, and what to try."""
     exit_code: int | None = None
+    """The child's, from the result document; without one the container's own. None where nobody knows."""
     started_at: datetime | None = None
     finished_at: datetime | None = None
     result: Mapping[str, Any] | None = None
@@ -93,21 +98,25 @@ class Runtime(Protocol):
     async def start(self, spec: ContainerSpec) -> None:
         """Start the container `spec.name`, or do nothing if it already exists (whatever its phase).
 
-        Returns once the runtime has accepted it; images may still be pulled afterwards, and failures to do so are
-        observed, not raised. Raises PermanentError(reason) for what can never start (bad image name, command not
-        representable) and TemporaryError for what may work later (engine away, out of room).
+        Returns once the runtime has accepted it. Where the runtime itself pulls images later (kubernetes), failures to
+        do so are observed; where there is no container without its image (docker), start takes as long as the pull does
+        and raises PermanentError(ImagePull). Raises PermanentError(reason) for what can never start (bad image name,
+        command not representable) and TemporaryError for what may work later (engine away, out of room). Cancelling or
+        killing the caller at any moment is safe: a later start of the same name goes on where it ended.
         """
         ...
 
     async def stop(self, name: str, grace: float) -> None:
         """End the container: TERM to the wrapper, KILL after `grace` seconds. Returns at once; the end is observed.
 
-        Unknown or finished names are no error. Works in every phase, pending ones are ended without starting.
+        Unknown or finished names are no error. Works in every phase: what has not started never will, and is observed
+        as FINISHED with reason Cancelled. `grace` must exceed the job document's `grace_s`, or the wrapper cannot tell
+        how it ended. May be called again, by anybody.
         """
         ...
 
     async def remove(self, name: str) -> None:
-        """Forget the container and all it left behind (log, documents). Kills it if it still runs. Unknown: no error."""
+        """Forget the container and all it left behind (log, documents). Kills it if it runs. Unknown: no error."""
         ...
 
     async def list(self) -> list[Observation]:
@@ -121,7 +130,8 @@ class Runtime(Protocol):
     def watch(self) -> AsyncIterator[Observation]:
         """Every container once, then each change as it comes. Never ends by itself; raises TemporaryError when broken.
 
-        A FINISHED observation carries the result document. A container that vanishes is told as GONE.
+        A FINISHED observation carries the result document. A container that vanishes before this watch has told its end
+        is told as GONE; the removal of a finished one is not news.
         """
         ...
 

@@ -1,0 +1,49 @@
+"""From a wrapper's result document to the observation that a container has finished; the same on every runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from shared.runtime.protocol import Observation, Phase
+
+RESULT_LIMIT = 1 << 20
+"""Bytes that a result document may have where it is an ordinary file; Kubernetes allows 4096."""
+
+
+def finished(
+    name: str,
+    uid: str,
+    labels: Mapping[str, str],
+    result: Mapping[str, Any],
+    *,
+    reason: str = "",
+    message: str = "",
+    exit_code: int | None = None,
+) -> Observation:
+    """A FINISHED observation. `exit_code` is the container's own, for when the result names none."""
+    timings = result.get("timings") or {}
+    inner = result.get("exit_code")
+    return Observation(
+        name,
+        uid,
+        Phase.FINISHED,
+        labels,
+        reason=reason,
+        message=message or str(result.get("message") or ""),
+        exit_code=inner if inner is not None else exit_code,
+        started_at=moment(timings.get("started_at")),
+        finished_at=moment(timings.get("finished_at")),
+        result=result,
+    )
+
+
+def moment(text: object) -> datetime | None:
+    """An RFC 3339 time with any number of digits, or None for anything else, and for Go's zero time."""
+    if not isinstance(text, str) or text.startswith("0001-"):
+        return None
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
