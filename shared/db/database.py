@@ -85,12 +85,11 @@ class Database:
     async def transaction(self, cause: Event | None = None) -> AsyncIterator[Transaction]:
         """Everything inside is committed together, with the events told, or not at all."""
         with translated_errors():
-            async with self._pool.acquire() as connection:
-                async with connection.transaction():
-                    transaction = Transaction(connection, cause)
-                    yield transaction
-                    if transaction.told:
-                        transaction.told = await outbox.record(connection, transaction.told)
+            async with self._pool.acquire() as connection, connection.transaction():
+                transaction = Transaction(connection, cause)
+                yield transaction
+                if transaction.told:
+                    transaction.told = await outbox.record(connection, transaction.told)
         if transaction.told and self.relay is not None:
             self.relay.send(transaction.told)
 
