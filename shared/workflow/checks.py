@@ -1,0 +1,468 @@
+"""What a workflow must hold to beyond the shape of each key: names, order, references, conditions.
+
+Works on a model whose faulty parts may be missing (see `parser._tolerant`), so that all faults of a file come at once:
+a job without a name has the name "", and whatever depends on it is not judged.
+"""
+
+from __future__ import annotations
+
+import graphlib
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from shared.workflow.conditions import (
+    MAX_LENGTH,
+    ConditionError,
+    bare_expression,
+    check_condition,
+    mentioned_jobs,
+    runs_after_failure,
+)
+from shared.workflow.expressions import FIELDS, NAMED, ROOTS, Reference, mentioned_names, references, shape_fault
+from shared.workflow.faults import nearest, one_of, shorten
+from shared.workflow.model import BUILTIN_PAUSE, MAX_JOBS, Job, Stage, Workflow
+
+Path = tuple[str | int, ...]
+
+MAX_CONDITIONS_LENGTH = 20_000
+"""Characters of all conditions of a file together: keeps the check of a hostile file quick."""
+_ALWAYS_KNOWN_ENV = re.compile(r"IMAGE\Z|_WORKFLOW_")
+"""Variables that a run may have beside the file's own (TencentHub's, and the image of an image trigger)."""
+_NO_SECRETS = tuple(root for root in ROOTS if root != "secrets")
+_START = tuple(root for root in ROOTS if root not in {"jobs", "env", "pause"})
+_SHELL = re.compile(r"(\S*/)?(ba|da|a|z)?sh -[a-z]*c\Z")
+_CEL_FIELD = re.compile(r"(?<![\w.])(run|git|trigger|image|inputs|env)\.(\w+)\b(?!\s*\()")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A fault by its path in the data; the parser turns it into a place in the text."""
+
+    path: Path
+    message: str
+    expected: str = ""
+    suggestion: str = ""
+    severity: Literal["error", "warning"] = "error"
+    on_key: bool = False
+    """Points at the key, not at its value."""
+    offset: int | None = None
+    """Character in the text at `path`."""
+    needle: str = ""
+
+
+@dataclass
+class _Place:
+    """A job, and where it stands."""
+
+    stage_index: int
+    index: int
+    stage: Stage
+    job: Job
+    path: Path
+    before: int = 0
+    """Bit set of the jobs of the same stage that are over before this one starts."""
+
+
+@dataclass
+class _Checker:
+    workflow: Workflow
+    problems: list[Problem] = field(default_factory=list)
+    places: list[_Place] = field(default_factory=list)
+    by_name: dict[str, _Place] = field(default_factory=dict)
+    keepers: dict[str, list[str]] = field(default_factory=dict)
+    """Artifact name to the jobs that keep it."""
+
+    def add(self, path: Path, message: str, **more: object) -> None:
+        if len(self.problems) < 500:
+            self.problems.append(Problem(path, message, **more))  # type: ignore[arg-type]
+
+
+def check(workflow: Workflow) -> list[Problem]:
+    """All problems of the workflow, warnings among them, in no particular order."""
+    checker = _Checker(workflow)
+    _index(checker)
+    for stage_index, stage in enumerate(workflow.stages):
+        _check_stage(checker, stage_index, stage)
+        _check_order(checker, [place for place in checker.places if place.stage_index == stage_index])
+    for place in checker.places:
+        _check_what_it_runs(checker, place)
+        _check_variables(checker, place)
+        _check_fetches(checker, place)
+        _check_job_texts(checker, place)
+    _check_workflow_texts(checker)
+    _check_conditions(checker)
+    _check_unused_inputs(checker)
+    return checker.problems
+
+
+def _index(checker: _Checker) -> None:
+    stages: dict[str, int] = {}
+    for stage_index, stage in enumerate(checker.workflow.stages):
+        path: Path = ("stages", stage_index)
+        if stage.name and stages.setdefault(stage.name, stage_index) != stage_index:
+            checker.add((*path, "name"), f"two stages are called `{shorten(stage.name)}`", expected="a name of its own")
+        for index, job in enumerate(stage.jobs):
+            place = _Place(stage_index, index, stage, job, (*path, "jobs", index))
+            checker.places.append(place)
+            if not job.name:
+                continue
+            first = checker.by_name.setdefault(job.name, place)
+            if first is not place:
+                where = f"the first is in stage `{shorten(first.stage.name)}`"
+                message = f"two jobs are called `{shorten(job.name)}` ({where})"
+                checker.add((*place.path, "name"), message, expected="a name of its own in the whole workflow")
+            for number, artifact in enumerate(job.artifacts):
+                keepers = checker.keepers.setdefault(artifact.name, [])
+                if artifact.name and job.name in keepers:
+                    message = f"the job keeps two artifacts called `{artifact.name}`"
+                    checker.add(
+                        (*place.path, "artifacts", number), message, expected="one artifact with several `paths`"
+                    )
+                keepers.append(job.name)
+    if len(checker.places) > MAX_JOBS:
+        checker.add(
+            ("stages",), f"a workflow may have {MAX_JOBS} jobs, this one has {len(checker.places)}", on_key=True
+        )
+
+
+def _check_stage(checker: _Checker, stage_index: int, stage: Stage) -> None:
+    path: Path = ("stages", stage_index)
+    if not stage.jobs and stage.type == "normal" and "jobs" not in stage.model_fields_set:
+        checker.add(path, f"the stage `{shorten(stage.name)}` has no jobs", expected="`jobs`, or type: pause")
+    elif not stage.jobs and stage.type == "normal":
+        checker.add((*path, "jobs"), "a stage needs at least one job", expected="a list or a map of jobs")
+    if stage.pause is not None and stage.type != "pause":
+        checker.add((*path, "pause"), "only a stage of type pause can pause", expected="type: pause", on_key=True)
+    if stage.type == "normal" and any(job.builtin == BUILTIN_PAUSE for job in stage.jobs):
+        message = "workflow_pause pauses nothing in a stage of type normal"
+        checker.add(path, message, expected="type: pause", severity="warning")
+
+
+def _check_order(checker: _Checker, places: Sequence[_Place]) -> None:
+    """`needs` of one stage: they exist, make no cycle, and fit a serial order. Fills in `before`."""
+    if not places:
+        return
+    stage = places[0].stage
+    positions = {place.job.name: place.index for place in places if place.job.name}
+    graph: dict[int, set[int]] = {place.index: set() for place in places}
+    for place in places:
+        for number in range(len(place.job.needs)):
+            target = _needed(checker, place, number, positions)
+            if target is not None:
+                graph[place.index].add(target)
+        if stage.sequencing == "serial" and place.index:
+            graph[place.index].add(place.index - 1)
+    _report_cycles(checker, places, graph)
+    for index in graphlib.TopologicalSorter(graph).static_order():
+        for needed in graph[index]:
+            places[index].before |= places[needed].before | 1 << needed
+
+
+def _needed(checker: _Checker, place: _Place, number: int, positions: dict[str, int]) -> int | None:
+    """Index of the job that a need names, or None (reported) if it cannot be waited for."""
+    need = place.job.needs[number]
+    if not need.name:
+        return None
+    path: Path = (*place.path, "needs", number)
+    twice = any(earlier.name == need.name for earlier in place.job.needs[:number])
+    if twice:
+        checker.add(path, f"`{shorten(need.name)}` stands twice in `needs`")
+        return None
+    target = positions.get(need.name)
+    if target is None:
+        other = checker.by_name.get(need.name)
+        if other is None:
+            checker.add(path, f"there is no job `{shorten(need.name)}`", expected=_names(positions, place.job.name),
+                        suggestion=nearest(need.name, positions.keys() - {place.job.name}))  # fmt: skip
+        elif other.stage_index < place.stage_index:
+            message = f"`{shorten(need.name)}` belongs to an earlier stage and is over by then: it need not be named"
+            checker.add(path, message, severity="warning")
+        else:
+            checker.add(
+                path, f"`{shorten(need.name)}` belongs to a later stage", expected=_names(positions, place.job.name)
+            )
+        return None
+    if target == place.index:
+        checker.add(path, f"the job `{shorten(need.name)}` cannot need itself")
+        return None
+    if place.stage.sequencing == "serial" and target > place.index:
+        message = f"`{shorten(need.name)}` comes later in this serial stage"
+        checker.add(path, message, expected="an earlier job, or sequencing: parallel")
+        return None
+    return target
+
+
+def _names(names: Collection[str], without: str) -> str:
+    others = [shorten(name) for name in names if name != without]
+    return f"a job of the same stage: {one_of(others)}" if others else "a job of the same stage (there is no other)"
+
+
+def _report_cycles(checker: _Checker, places: Sequence[_Place], graph: dict[int, set[int]]) -> None:
+    """Name each cycle and cut it, so that the rest can be judged."""
+    while True:
+        try:
+            graphlib.TopologicalSorter(graph).prepare()
+        except graphlib.CycleError as error:
+            cycle: list[int] = error.args[1][:-1]  # each one is needed by the next
+            first = cycle.index(min(cycle))
+            order = [cycle[first], *reversed(cycle[first + 1 :]), *reversed(cycle[:first])]  # each one needs the next
+            names = [places[index].job.name for index in (*order, order[0])]
+            shown = names if len(names) <= 8 else [*names[:6], "…", names[-1]]
+            job = places[order[0]].job
+            number = next((at for at, need in enumerate(job.needs) if need.name == names[1]), 0)
+            message = "these jobs wait for each other: " + " needs ".join(shorten(name, 30) for name in shown)
+            checker.add((*places[order[0]].path, "needs", number), message, expected="an order without a cycle")
+            for index, needed in zip(order, (*order[1:], order[0]), strict=True):
+                graph[index].discard(needed)
+        else:
+            return
+
+
+def _check_what_it_runs(checker: _Checker, place: _Place) -> None:
+    job = place.job
+    given = job.model_fields_set
+    if "component" not in given and "script" not in given:
+        checker.add(place.path, f"the job `{shorten(job.name)}` runs nothing", expected="`component` or `script`")
+    elif "component" in given and "script" in given:
+        message = "a job has a `component` or a `script`, not both"
+        expected = "to run lines inside a component: `command: |` in place of `script`"
+        checker.add((*place.path, "script"), message, expected=expected, on_key=True)
+    elif not job.component.strip() and not job.script.strip():
+        key = "component" if "component" in given else "script"
+        checker.add(
+            (*place.path, key), f"`{key}` is empty", expected="an image" if key == "component" else "shell lines"
+        )
+    if "script" in given and "command" in given:
+        checker.add((*place.path, "command"), "a `script` has no `command`", expected="one of the two", on_key=True)
+    bare = re.sub(r"\$?\$\{\{[^{}]*\}\}", "", job.component)
+    if any(char.isspace() for char in bare.strip()) or len(bare) > 1000:
+        checker.add((*place.path, "component"), "this is not the address of an image", expected="registry/name:tag")
+
+
+def _check_variables(checker: _Checker, place: _Place) -> None:
+    for name in place.job.inputs:
+        path: Path = (*place.path, "inputs", name)
+        if name in place.job.env:
+            message = f"`{name}` stands in `inputs` and in `env`"
+            checker.add(path, message, expected="one of the two", on_key=True)
+    for key, names in (("inputs", place.job.inputs), ("env", place.job.env)):
+        for name in names:
+            if name in checker.workflow.env:
+                message = f"`{name}` hides the global variable of that name in this job"
+                checker.add((*place.path, key, name), message, severity="warning", on_key=True)
+
+
+def _check_fetches(checker: _Checker, place: _Place) -> None:
+    for number, fetch in enumerate(place.job.fetch):
+        path: Path = (*place.path, "fetch", number)
+        keepers = checker.keepers.get(fetch.artifact, [])
+        if not fetch.artifact:
+            continue
+        if not keepers:
+            checker.add(path, f"no job keeps an artifact `{shorten(fetch.artifact)}`",
+                        expected=f"an artifact: {one_of(sorted(checker.keepers))}" if checker.keepers else "an artifact",
+                        suggestion=nearest(fetch.artifact, checker.keepers))  # fmt: skip
+            continue
+        if fetch.from_ and fetch.from_ not in keepers:
+            checker.add((*path, "from"), f"the job `{shorten(fetch.from_)}` keeps no artifact `{fetch.artifact}`",
+                        expected=one_of(keepers), suggestion=nearest(fetch.from_, keepers))  # fmt: skip
+        elif not fetch.from_ and len(keepers) > 1:
+            message = f"several jobs keep an artifact `{fetch.artifact}`"
+            checker.add(path, message, expected=f"from: {one_of(keepers)}")
+        else:
+            source = checker.by_name.get(fetch.from_ or keepers[0])
+            if source is not None and not _is_before(source, place):
+                message, expected = _not_before(source, place)
+                checker.add(path, message, expected=expected)
+
+
+def _is_before(source: _Place, place: _Place) -> bool:
+    if source.stage_index == place.stage_index:
+        return bool(place.before >> source.index & 1)
+    return source.stage_index < place.stage_index
+
+
+def _not_before(source: _Place, place: _Place) -> tuple[str, str]:
+    name = shorten(source.job.name)
+    if source is place:
+        return "a job cannot use what it makes itself", "another job, finished before"
+    if source.stage_index > place.stage_index:
+        return f"the job `{name}` runs in a later stage", "a job that is over before this one starts"
+    return f"the job `{name}` may not be over when this one starts", f"needs: [{name}]"
+
+
+def _check_job_texts(checker: _Checker, place: _Place) -> None:
+    job, path = place.job, place.path
+    roots = ROOTS if place.stage.type == "pause" else tuple(root for root in ROOTS if root != "pause")
+    harmless = tuple(root for root in roots if root != "secrets")
+    for key, values in (("inputs", job.inputs), ("env", job.env)):
+        for name, value in values.items():
+            _check_text(checker, (*path, key, name), value, roots, place)
+    _check_text(checker, (*path, "component"), job.component, harmless, place)
+    _check_text(checker, (*path, "workdir"), job.workdir, harmless, place)
+    for number, cache in enumerate(job.cache):
+        _check_text(checker, (*path, "cache", number, "name"), cache.name, harmless, place)
+    _check_code(checker, (*path, "script"), job.script)
+    shell = len(job.command) > 2 and bool(_SHELL.match(" ".join(job.command[:2])))
+    for number, word in enumerate(job.command):
+        if shell and number == 2:
+            _check_code(checker, (*path, "command", number), word)
+        else:
+            _check_text(checker, (*path, "command", number), word, roots, place)
+
+
+def _check_code(checker: _Checker, path: Path, text: str) -> None:
+    """A value put into shell code would be run by the shell: a branch may be called `$(reboot)`."""
+    for reference in references(text):
+        if reference.path and reference.path[0] in ROOTS:
+            message = f"{shorten(reference.text)} in shell code would be run as code"
+            expected = 'the reference in `env`, and the variable in the code: env: {X: ${{ … }}} and "$X"'
+            checker.add(path, message, expected=expected, offset=reference.offset, needle=reference.text)
+
+
+def _check_workflow_texts(checker: _Checker) -> None:
+    workflow = checker.workflow
+    for name, variable in workflow.env.items():
+        _check_text(checker, ("env", name), variable.value, _START)
+    if workflow.concurrency is not None:
+        roots = tuple(root for root in _NO_SECRETS if root not in {"jobs", "pause"})
+        _check_text(checker, ("concurrency", "group"), workflow.concurrency.group, roots)
+    for number, schedule in enumerate(workflow.on.schedule):
+        for name in schedule.inputs:
+            if name not in workflow.inputs:
+                path: Path = ("on", "schedule", number, "inputs", name)
+                checker.add(path, f"the workflow has no input `{shorten(name)}`", on_key=True,
+                            suggestion=nearest(name, workflow.inputs))  # fmt: skip
+    for index, stage in enumerate(workflow.stages):
+        if stage.pause is not None:
+            gate = _Place(index, len(stage.jobs), stage, Job.model_construct(name=""), ("stages", index))
+            gate.before = (1 << len(stage.jobs)) - 1
+            _check_text(checker, ("stages", index, "pause", "message"), stage.pause.message, _NO_SECRETS, gate)
+
+
+def _check_text(checker: _Checker, path: Path, text: str, roots: Collection[str], place: _Place | None = None) -> None:
+    """The references of one text: they can be read, are allowed here, and what they name will be there."""
+    if "${{" not in text:
+        return
+    for reference in references(text):
+        found = shape_fault(reference.path, roots) or _target_fault(checker, reference, place)
+        if found is not None:
+            message, expected, suggestion = found
+            if len(checker.problems) < 500:
+                checker.add(path, message, expected=expected, suggestion=suggestion, offset=reference.offset,
+                            needle=reference.text)  # fmt: skip
+
+
+def _target_fault(checker: _Checker, reference: Reference, place: _Place | None) -> tuple[str, str, str] | None:
+    root, name, *rest = reference.path
+    if root == "inputs" and name not in checker.workflow.inputs:
+        known = checker.workflow.inputs
+        return f"the workflow has no input `{shorten(name)}`", _listed("inputs", known), nearest(name, known)
+    if root == "env" and name not in checker.workflow.env and not _ALWAYS_KNOWN_ENV.match(name):
+        variables = checker.workflow.env
+        message = f"there is no global variable `{shorten(name)}`"
+        return message, _listed("global variables", variables), nearest(name, variables)
+    if root == "jobs" and place is not None:
+        return _job_fault(checker, name, rest[1] if len(rest) == 2 else "", place)
+    return None
+
+
+def _listed(what: str, names: Collection[str]) -> str:
+    return f"one of the {what}: {one_of(list(names))}" if names else f"a name under `{what.split()[-1]}`"
+
+
+def _job_fault(checker: _Checker, name: str, output: str, place: _Place) -> tuple[str, str, str] | None:
+    source = checker.by_name.get(name)
+    if source is None:
+        known = [other for other, where in checker.by_name.items() if _is_before(where, place)]
+        expected = f"a job that is over before: {one_of(known)}" if known else "a job that is over before"
+        return f"there is no job `{shorten(name)}`", expected, nearest(name, known)
+    if not _is_before(source, place):
+        return (*_not_before(source, place), "")
+    declared = source.job.outputs
+    if output and declared and output not in declared:
+        message = f"the job `{shorten(name)}` declares no output `{shorten(output)}`"
+        return message, one_of(list(declared)), nearest(output, declared)
+    return None
+
+
+def _conditions(checker: _Checker) -> Iterator[tuple[Path, str, _Place]]:
+    for index, stage in enumerate(checker.workflow.stages):
+        if stage.when is not None:
+            place = _Place(index, 0, stage, Job.model_construct(name=""), ("stages", index))
+            yield ("stages", index, "when"), stage.when, place
+    for place in checker.places:
+        if place.job.when is not None:
+            yield (*place.path, "when"), place.job.when, place
+
+
+def _check_conditions(checker: _Checker) -> None:
+    budget = MAX_CONDITIONS_LENGTH
+    for path, expression, place in _conditions(checker):
+        budget -= min(len(expression), MAX_LENGTH)
+        if budget < 0:
+            message = f"the conditions of a workflow may have {MAX_CONDITIONS_LENGTH} characters together"
+            checker.add(path, message, on_key=True)
+            return
+        try:
+            check_condition(expression)
+        except ConditionError as error:
+            checker.add(path, str(error), suggestion=error.suggestion, offset=error.offset)
+            continue
+        _check_mentions(checker, path, expression, place)
+
+
+def _check_mentions(checker: _Checker, path: Path, expression: str, place: _Place) -> None:
+    for mention in mentioned_jobs(expression):
+        found = _job_fault(checker, mention.job, mention.output, place)
+        if found is not None:
+            checker.add(path, found[0], expected=found[1], suggestion=found[2], offset=mention.offset)
+    for match in _CEL_FIELD.finditer(bare_expression(expression)):
+        root, name = match[1], match[2]
+        known: Collection[str] = FIELDS.get(root, ())
+        if root == "run":
+            known = ("failed", *known)
+        elif root in NAMED:
+            known = checker.workflow.inputs if root == "inputs" else checker.workflow.env
+            if root == "env" and _ALWAYS_KNOWN_ENV.match(name):
+                continue
+        if name not in known:
+            checker.add(path, f"`{root}` has no `{shorten(name)}`", expected=_listed(root, known),
+                        suggestion=nearest(name, known), offset=max(0, expression.find(match[0])))  # fmt: skip
+    if place.stage_index == 0 and place.index == 0 and runs_after_failure(expression) and not place.before:
+        checker.add(path, "nothing can have failed before the first stage", severity="warning")
+
+
+def _check_unused_inputs(checker: _Checker) -> None:
+    workflow = checker.workflow
+    if not workflow.inputs:
+        return
+    words: Counter[str] = Counter()
+    for text in _all_texts(workflow):
+        if "${{" in text:
+            words.update(reference.path[1] for reference in references(text) if reference.path[:1] == ("inputs",)
+                         and len(reference.path) > 1)  # fmt: skip
+        if "${" in text:
+            words.update(mentioned_names(text))
+    for _, expression, _ in _conditions(checker):
+        words.update(re.findall(r"\w+", expression[:MAX_LENGTH]))
+    for name in workflow.inputs:
+        if not words[name]:
+            message = f"no job uses the input `{name}`"
+            expected = f"${{{{ inputs.{name} }}}} somewhere"
+            checker.add(("inputs", name), message, expected=expected, severity="warning", on_key=True)
+
+
+def _all_texts(workflow: Workflow) -> Iterator[str]:
+    yield from workflow.environment.values()
+    if workflow.concurrency is not None:
+        yield workflow.concurrency.group
+    for stage in workflow.stages:
+        if stage.pause is not None:
+            yield stage.pause.message
+        for job in stage.jobs:
+            yield from (*job.inputs.values(), *job.env.values(), *job.command, job.component, job.workdir)
+            yield from (cache.name for cache in job.cache)

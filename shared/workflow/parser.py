@@ -1,0 +1,286 @@
+"""The door for workflow files: text in, a checked model or all faults of the file out.
+
+    text -> source.read (YAML, limits) -> model (shape of each key) -> checks (names, order, references, conditions)
+
+A file that fails in one part is still checked in the others, as far as what is left allows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from shared.workflow import source
+from shared.workflow.checks import Path, Problem, check
+from shared.workflow.faults import Fault, WorkflowError, nearest, one_of, shorten
+from shared.workflow.model import MAX_JOBS, MAX_STAGES, Job, Part, Stage, Workflow
+
+MAX_FAULTS = 100
+
+_FOREIGN_KEYS = {
+    "image": "component", "uses": "component", "endpoint": "component", "container": "component",
+    "depends_on": "needs", "dependencies": "needs", "run": "script", "commands": "script", "steps": "script",
+    "if": "when", "condition": "when", "continue_on_error": "allow_failure", "continue-on-error": "allow_failure",
+    "soft_fail": "allow_failure", "environment": "env", "environments": "env", "variables": "env", "vars": "env",
+    "triggers": "on", "trigger": "on", "parameters": "inputs", "params": "inputs", "args": "command",
+    "entrypoint": "command", "working_directory": "workdir", "working-directory": "workdir", "sequence": "sequencing",
+    "cancel-in-progress": "policy", "cron": "schedule", "download": "fetch", "upload": "artifacts", "limits": "resources",
+}  # fmt: skip
+"""What other systems call the same thing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedWorkflow:
+    """A workflow that can be run, and what its author should still look at."""
+
+    model: Workflow
+    warnings: tuple[Fault, ...] = ()
+
+
+def parse_workflow(text: str | bytes, filename: str = "hubflow.yaml") -> ParsedWorkflow:
+    """Read and check a workflow file.
+
+    `text` is YAML, as bytes in UTF-8, at most 256 KiB. Raises WorkflowError with every fault (and warning) of the file;
+    raises nothing else, whatever the text is.
+    """
+    decoded = _decode(text, filename)
+    try:
+        document = source.read(decoded, filename)
+    except source.SyntaxFaultsError as stop:
+        raise WorkflowError(stop.faults) from None
+    raw = document.data()
+    if not isinstance(raw, dict):
+        message = f"a workflow file is a map, but this is {document.root.kind}"
+        fault = document.source.fault(document.root.start, message, expected="`name:` and `stages:`")
+        raise WorkflowError([*document.faults, fault])
+    raw = {key: value for key, value in raw.items() if not key.startswith("x-")}
+    model, problems = _validate(raw)
+    problems += check(model)
+    problems += _unitless_timeout(raw)
+    faults = _in_order([*document.faults, *(_fault(document, problem) for problem in problems)])
+    if any(fault.severity == "error" for fault in faults):
+        raise WorkflowError(faults)
+    return ParsedWorkflow(model, tuple(faults))
+
+
+def _decode(text: str | bytes, filename: str) -> str:
+    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    size = len(data)
+    if size > source.MAX_BYTES:
+        limit = source.MAX_BYTES // 1024
+        message = f"the file has {size / 1024:.0f} KiB, a workflow file may have {limit} KiB"
+        raise WorkflowError([Fault(filename, 1, 1, "", message, expected="long scripts in files of the repository")])
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            good = data[: error.start].decode("utf-8")
+            shown = source.Source(filename, good)
+            message = f"the byte 0x{error.object[error.start]:02X} is not text in UTF-8"
+            raise WorkflowError([shown.fault(len(good), message, expected="a file saved as UTF-8")]) from None
+    text = text.removeprefix("\ufeff")
+    lone = re.search("[\ud800-\udfff]", text)
+    if lone:
+        shown = source.Source(filename, text.encode("utf-8", "replace").decode())
+        raise WorkflowError([shown.fault(lone.start(), f"U+{ord(lone[0]):04X} is half a character", expected="UTF-8")])
+    return text
+
+
+def _in_order(faults: Iterable[Fault]) -> list[Fault]:
+    """By place in the file, each once, at most MAX_FAULTS."""
+    unique = {(fault.line, fault.column, fault.message): fault for fault in faults}
+    ordered = sorted(unique.values(), key=lambda fault: (fault.line, fault.column))
+    errors = [fault for fault in ordered if fault.severity == "error"]
+    return ordered if len(ordered) <= MAX_FAULTS else (errors or ordered)[:MAX_FAULTS]
+
+
+def _fault(document: source.Document, problem: Problem) -> Fault:
+    node, key, depth = document.find(problem.path)
+    complete = depth == len(problem.path)
+    if (problem.on_key or not complete) and key is not None and complete:
+        at = key.start
+    elif problem.offset is not None and node.scalar is not None:
+        at = document.inside(node, problem.offset, problem.needle)
+    elif not complete and node.entries is not None and key is not None:
+        at = key.start  # something is missing in this map: point at the word before it
+    else:
+        at = node.start
+    return document.source.fault(
+        at, problem.message, path=document.name_path(problem.path), expected=problem.expected,
+        suggestion=problem.suggestion, severity=problem.severity,
+    )  # fmt: skip
+
+
+def _unitless_timeout(raw: dict[str, Any]) -> list[Problem]:
+    value = raw.get("timeout")
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9]{1,9}", value) or int(value) == 0:
+        return []
+    message = f"a timeout without a unit is read as minutes, as TencentHub did: {value}m"
+    return [Problem(("timeout",), message, suggestion=f"{value}m", severity="warning")]
+
+
+# --- the model, whole or in parts -------------------------------------------------------------------------------------
+
+
+def _validate(raw: dict[str, Any]) -> tuple[Workflow, list[Problem]]:
+    try:
+        return Workflow.model_validate(raw), []
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_input=True)
+        # of a list with a wrong item pydantic also says that it is too short
+        details = [detail for detail in details if not (detail["type"] == "too_short" and detail["input"])]
+        return _tolerant_workflow(raw), [_problem(detail) for detail in details[: 2 * MAX_FAULTS]]
+
+
+@cache
+def _adapters(part: type[Part]) -> dict[str, TypeAdapter[Any]]:
+    found: dict[str, TypeAdapter[Any]] = {}
+    for name, info in part.model_fields.items():
+        annotation: Any = Annotated[info.annotation, *(info.metadata or (None,))]
+        found[name] = TypeAdapter(annotation)
+    return found
+
+
+def _tolerant(part: type[Part], raw: Any, **known: Any) -> Any:
+    """A `part` made of what is right in `raw`; the rest has its defaults, required names are "".
+
+    Serves only to go on checking a file that is refused anyway.
+    """
+    values = dict(known)
+    written = raw if isinstance(raw, dict) else {}
+    for name, info in part.model_fields.items():
+        key = info.alias or name
+        if name not in values and written.get(key) is not None:
+            values[name] = _tolerant_value(part, name, written[key])
+        elif name not in values and info.is_required():
+            values[name] = ""
+    for key in written.keys() & _FOREIGN_KEYS.keys():  # named in another system's word: do not also call it missing
+        if part is Job and _FOREIGN_KEYS[key] in {"component", "script"}:
+            values.setdefault(_FOREIGN_KEYS[key], "unknown")
+    return part.model_construct(_fields_set=set(values), **values)
+
+
+def _tolerant_value(part: type[Part], name: str, raw: Any) -> Any:
+    """The value of one key; of a map or list with faults, what is right in it (in the same places)."""
+    info, adapter = part.model_fields[name], _adapters(part)[name]
+    fallback = "" if info.is_required() else info.get_default(call_default_factory=True)
+    try:
+        return adapter.validate_python(raw)
+    except ValidationError as error:
+        wrong = {detail["loc"][0]: "[key]" in detail["loc"] for detail in error.errors() if detail["loc"]}
+    inner = _inner_part(info.annotation)
+    if isinstance(fallback, dict) and isinstance(raw, dict):
+        kept = {key: None if key in wrong else item for key, item in raw.items() if not wrong.get(key)}
+        return _valid_or(adapter, kept, fallback)
+    if isinstance(fallback, tuple) and inner is not None:
+        items = raw if isinstance(raw, list) else [raw]
+        found = [_valid_or(adapter, [item], None) for item in items]
+        return tuple(one[0] if one else _tolerant(inner, item) for one, item in zip(found, items, strict=True))
+    return _tolerant(inner, raw) if inner is not None and isinstance(raw, dict) else fallback
+
+
+def _valid_or(adapter: TypeAdapter[Any], raw: Any, fallback: Any) -> Any:
+    try:
+        return adapter.validate_python(raw)
+    except ValidationError:
+        return fallback
+
+
+def _tolerant_workflow(raw: dict[str, Any]) -> Workflow:
+    listed = raw.get("stages")
+    stages = [_tolerant_stage(stage) for stage in listed[:MAX_STAGES]] if isinstance(listed, list) else []
+    workflow: Workflow = _tolerant(Workflow, raw, stages=tuple(stages))
+    return workflow
+
+
+def _tolerant_stage(raw: Any) -> Stage:
+    listed = raw.get("jobs") if isinstance(raw, dict) else None
+    if isinstance(listed, dict):
+        listed = [{"name": name, **job} if isinstance(job, dict) else job for name, job in listed.items()]
+    if not isinstance(listed, list):
+        # no jobs to judge; one nameless job keeps the checks from complaining that there are none
+        listed = [{"script": "true"}] if not isinstance(raw, dict) or raw.get("jobs") is not None else []
+    jobs = [_tolerant(Job, job if isinstance(job, dict) else {"script": "true"}) for job in listed[:MAX_JOBS]]
+    more = {"jobs": tuple(jobs)} if jobs or (isinstance(raw, dict) and "jobs" in raw) else {}
+    stage: Stage = _tolerant(Stage, raw, **more)
+    return stage
+
+
+# --- pydantic's errors in our words -----------------------------------------------------------------------------------
+
+_KINDS = {
+    "dict_type": "a map (NAME: value)", "model_type": "a map", "model_attributes_type": "a map",
+    "tuple_type": "a list", "list_type": "a list", "string_type": "a text",
+}  # fmt: skip
+
+
+def _problem(detail: ErrorDetails) -> Problem:
+    path: Path = tuple(step for step in detail["loc"] if step != "[key]")
+    on_key = "[key]" in detail["loc"]
+    kind, context = detail["type"], detail.get("ctx", {})
+    name = next((str(step) for step in reversed(path) if isinstance(step, str)), "this file")
+    if kind == "hubflow":
+        return Problem(path, context["message"], context["expected"], context["suggestion"], on_key=on_key)
+    if kind == "missing":
+        info = _part_at(path).model_fields.get(name)
+        expected = (info.description or "") if info is not None else ""
+        return Problem(path, f"`{name}` is missing", expected=f"{name}: {expected}".strip())
+    if kind == "extra_forbidden":
+        keys = _part_at(path).written_keys()
+        meant = _FOREIGN_KEYS.get(name, "")
+        suggestion = meant if meant in keys else nearest(name, keys)
+        return Problem(
+            path, f"unknown key `{shorten(name)}`", expected=one_of(keys), suggestion=suggestion, on_key=True
+        )
+    if kind in _KINDS:
+        item = "an item of " if path and isinstance(path[-1], int) else ""
+        message = f"{item}`{shorten(name)}` should be {_KINDS[kind]}, but this is {_kind_of(detail['input'])}"
+        return Problem(path, message, expected=_KINDS[kind])
+    return Problem(path, *_limit_message(kind, name, context, detail["msg"]), on_key=on_key)
+
+
+def _limit_message(kind: str, name: str, context: dict[str, Any], message: str) -> tuple[str, str]:
+    if kind in {"greater_than_equal", "less_than_equal"}:
+        word, limit = ("at least", context.get("ge")) if kind.startswith("greater") else ("at most", context.get("le"))
+        return f"`{name}` should be {word} {limit:g}", f"{word} {limit:g}"
+    if kind == "too_short":
+        return f"`{name}` should not be empty", "at least one"
+    if kind == "too_long":
+        limit = context.get("max_length")
+        return f"`{name}` has more than {limit} items", f"at most {limit}"
+    if kind == "string_pattern_mismatch":
+        return f"`{name}` has characters that are not allowed", "letters, digits, `.`, `_` and `-`"
+    return f"`{name}` is not right: {message[:1].lower()}{message[1:]}", ""
+
+
+def _kind_of(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    return "a map" if isinstance(value, dict) else "a list" if isinstance(value, (list, tuple)) else "a text"
+
+
+def _part_at(path: Sequence[str | int]) -> type[Part]:
+    """The part of the model that the last step of `path` is a key of."""
+    part: type[Part] = Workflow
+    for step in path[:-1]:
+        aliases = {info.alias: info for info in part.model_fields.values() if info.alias}
+        info = part.model_fields.get(str(step)) or aliases.get(str(step))
+        inner = _inner_part(info.annotation) if info is not None else None
+        part = inner or part
+    return part
+
+
+def _inner_part(annotation: Any) -> type[Part] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation if issubclass(annotation, Part) else None
+    for argument in get_args(annotation):
+        found = _inner_part(argument)
+        if found is not None:
+            return found
+    return None
