@@ -3,7 +3,7 @@
     <root>/containers/<name>/   one folder per container, complete from its first moment: prepared elsewhere, renamed in
              spec.json          identity and labels; whoever decides about the container holds a lock on this file
              alive              the wrapper's standard input; a lock on it, inherited at its birth, lasts as long as it
-             job.json           the job document (0600); the wrapper removes it before it starts the user's code
+             job.<uid>.json     the job document (0600); the wrapper removes it before it starts the user's code
              pid                where the wrapper probably is; verified before use
              stop.json          somebody wants it stopped, and when it is to be killed
              exit               the wrapper's exit status, where its starter lived to see it
@@ -13,8 +13,8 @@
     <root>/removed/             being deleted; finished by whoever comes by
 
 Exactly one process per name follows from three facts: folders appear by an exclusive rename; only the holder of the
-lock on spec.json starts the wrapper, and only while job.json is there and nobody holds `alive`; the wrapper is born
-holding `alive` and removes job.json before the user's code. So "job.json gone" means it ran, "alive held" means it
+lock on spec.json starts the wrapper, and only while the job document is there and nobody holds `alive`; the wrapper is
+born holding `alive` and removes its document before the user's code. So "document gone" means it ran, "alive held" it
 runs, and both are true from the kernel's point of view, with no window and no process ids that could be reused.
 
 The locks are open-file-description locks: inherited by the child, released by the kernel with the last holder, and
@@ -50,6 +50,7 @@ COOKIE = "HUBFLOW_CONTAINER"
 """Environment variable that marks all processes of a container, however far they daemonize."""
 _log = logging.getLogger(__name__)
 _FLOCK = struct.Struct("@hhqqi4x")
+_JOB = re.compile(r"(.+)/job\.([0-9a-f]{32})\.json")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
@@ -114,6 +115,11 @@ class Container:
         return self.layout.containers / self.name
 
     @property
+    def job(self) -> Path:
+        """The job document. Its name, in the wrapper's arguments, tells whose wrapper that is."""
+        return self.folder / f"job.{self.uid}.json"
+
+    @property
     def cookie(self) -> str:
         return f"{self.folder}:{self.uid}"
 
@@ -124,7 +130,7 @@ class Container:
     @property
     def claimed(self) -> bool:
         """Has a wrapper taken the job document, and so gone past the point of no return?"""
-        return not (self.folder / "job.json").exists()
+        return not self.job.exists()
 
     @property
     def alive(self) -> bool:
@@ -174,7 +180,7 @@ def prepare(layout: Layout, spec: ContainerSpec, document: Mapping[str, Any], ui
         (growing / empty).touch(mode=0o600)
     identity = {"version": 1, "name": spec.name, "uid": uid, "labels": dict(spec.labels), "image": spec.image}
     _write_json(growing / "spec.json", identity)
-    _write_json(growing / "job.json", document)
+    _write_json(growing / f"job.{uid}.json", document)
     try:
         growing.rename(layout.folder(spec.name))
     except OSError:
@@ -236,7 +242,7 @@ def spawn(container: Container, wrapper: Path, environment: Mapping[str, str]) -
     try:
         pid = os.posix_spawn(
             wrapper,
-            [wrapper.name, "run", str(folder / "job.json")],
+            [wrapper.name, "run", str(container.job)],
             {**environment, COOKIE: container.cookie},
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, alive, 0),
@@ -392,7 +398,12 @@ def all_marked() -> Iterator[tuple[int, str]]:
 
 
 def _cookie(pid: int) -> str:
+    """The mark of a process; "" if it has none, or has ended."""
     try:
+        # The wrapper hides its environment from other processes of its user, but not its arguments.
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if len(arguments) > 2 and (job := _JOB.fullmatch(os.fsdecode(arguments[2]))):
+            return f"{job[1]}:{job[2]}"
         environment = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return ""

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Iterator
 from shared.runtime.protocol import Observation, Phase
 from shared.states import Reason
 
+_ORDER = {Phase.PENDING: 0, Phase.RUNNING: 1, Phase.FINISHED: 2}
+"""A container never goes back; an observation that says so is old."""
+
 
 class Telling:
     """Compares each new observation with the last one told of the same name."""
@@ -20,10 +23,12 @@ class Telling:
         told = self._told.get(name)
         if told is not None and (seen is None or seen.uid != told.uid):
             del self._told[name]
-            if told.phase is not Phase.FINISHED:
+            # Who takes over a start that was left half done may replace the container: nothing is lost by that.
+            replaced = seen is not None and told.phase is Phase.PENDING
+            if told.phase is not Phase.FINISHED and not replaced:
                 yield gone(told)
             told = None
-        if seen is not None and (told is None or told.phase is not seen.phase):
+        if seen is not None and (told is None or _ORDER[told.phase] < _ORDER[seen.phase]):
             # The result may be large and has been told; it is not kept.
             self._told[name] = dataclasses.replace(seen, result=None)
             yield seen
@@ -32,14 +37,18 @@ class Telling:
         """Names told, but not as finished."""
         return [name for name, told in self._told.items() if told.phase is not Phase.FINISHED]
 
+    def names(self) -> list[str]:
+        """All names told, and not told as gone."""
+        return list(self._told)
+
     def unknown(self, present: Iterable[str]) -> list[str]:
         """Names that were told and are not present any more, or are present and were never told."""
         return list(self._told.keys() ^ set(present))
 
-    def finished(self, name: str, uid: str) -> bool:
-        """Has the end of this very container been told?"""
-        told = self._told.get(name)
-        return told is not None and told.uid == uid and told.phase is Phase.FINISHED
+    def told(self, name: str, uid: str) -> Phase | None:
+        """What was told last of this very container."""
+        last = self._told.get(name)
+        return last.phase if last is not None and last.uid == uid else None
 
 
 def gone(last: Observation) -> Observation:

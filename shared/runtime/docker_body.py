@@ -1,0 +1,233 @@
+"""What the docker runtime sends to the engine and reads from it, as pure functions: create bodies, archives, labels."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Mapping
+from typing import Any
+
+from shared.errors import PermanentError
+from shared.runtime.protocol import ContainerSpec
+from shared.runtime.results import RESULT_LIMIT
+from shared.states import Reason
+
+INSTALLATION = "hubflow.installation"
+LABEL = "hubflow.label."
+ENDED_REASON = "hubflow.ended.reason"
+"""On a container that stands for one which never started: why. It is never started itself."""
+ENDED_MESSAGE = "hubflow.ended.message"
+PULLING = "hubflow.pulling"
+"""On a container that stands for one whose image is being pulled."""
+HELPER = "hubflow.helper"
+FOLDER = "/.hubflow"
+BIN = f"{FOLDER}/bin"
+JOB = f"{FOLDER}/job"
+RESULT = f"{JOB}/result.json"
+STOP_MARK = f"{JOB}/stop"
+EMPTY_IMAGE = "hubflow-empty:1"
+"""An image without content, made on the engine itself: for containers that only hold a name."""
+OPTIONS = {"network": str, "read_only_root": bool, "pull": str, "runtime": str}
+"""`ContainerSpec.options` that this runtime knows."""
+_DROPPED = ["AUDIT_WRITE", "MKNOD", "NET_RAW", "SETPCAP"]
+_PIDS = 4096
+
+
+def check(spec: ContainerSpec) -> None:
+    """Raise PermanentError for what can never be."""
+    if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,62}", spec.name):
+        raise PermanentError(f"{spec.name!r} cannot be a container's name", reason=Reason.BAD_INPUT)
+    for option, value in spec.options.items():
+        if option not in OPTIONS:
+            known = ", ".join(sorted(OPTIONS))
+            raise PermanentError(f"docker does not offer {option!r}, only: {known}", reason=Reason.UNSUPPORTED)
+        if not isinstance(value, OPTIONS[option]):
+            raise PermanentError(f"option {option!r} must be a {OPTIONS[option].__name__}", reason=Reason.BAD_INPUT)
+
+
+def with_tag(image: str) -> str:
+    """The reference with a tag or digest; without one, an engine would pull every tag there is."""
+    return image if ":" in image.rpartition("/")[2] or "@" in image else f"{image}:latest"
+
+
+def labels_to(spec_labels: Mapping[str, str], installation: str) -> dict[str, str]:
+    """Labels of a container from those of its spec."""
+    return {INSTALLATION: installation} | {f"{LABEL}{key}": value for key, value in spec_labels.items()}
+
+
+def labels_from(attributes: Mapping[str, str]) -> dict[str, str]:
+    """Labels of the spec, from a container's labels or an event's attributes."""
+    return {key[len(LABEL) :]: value for key, value in attributes.items() if key.startswith(LABEL)}
+
+
+def create(spec: ContainerSpec, image: str, installation: str, volume: str, log: Mapping[str, Any]) -> dict[str, Any]:
+    """The body that creates the container of an attempt."""
+    resources, options = spec.resources, spec.options
+    mounts = [_mount(volume, BIN, read_only=True)]
+    if options.get("read_only_root"):
+        # Nothing can be copied into a read-only root, but into a volume that lies on it.
+        mounts.append({"Type": "volume", "Target": FOLDER})
+    if spec.shared_directory:
+        shared = shared_volume(installation, spec.shared_directory)
+        named = {"Labels": {INSTALLATION: installation}, "NoCopy": True}
+        mounts += [
+            {"Type": "volume", "Source": shared, "Target": target, "VolumeOptions": named}
+            for target in ("/workflow-cache", "/workflow_cache")
+        ]
+    host = {
+        "Mounts": mounts,
+        "LogConfig": log,
+        "NetworkMode": options.get("network", "bridge"),
+        "ReadonlyRootfs": options.get("read_only_root", False),
+        "Runtime": options.get("runtime", ""),
+        "SecurityOpt": ["no-new-privileges"],
+        "CapDrop": _DROPPED,
+        "PidsLimit": _PIDS,
+        "RestartPolicy": {"Name": "no"},
+        "NanoCpus": resources.cpu_millis * 1_000_000,
+        "Memory": resources.memory_bytes,
+        # The same as memory: none of it may go to swap, so that the limit is the limit.
+        "MemorySwap": resources.memory_bytes,
+    }
+    return {
+        "Image": image,
+        "Labels": labels_to(spec.labels, installation),
+        "Entrypoint": [f"{BIN}/hubflow-wrapper"],
+        "Cmd": ["run", f"{JOB}/job.json"],
+        "StopSignal": "SIGTERM",
+        "Healthcheck": {"Test": ["NONE"]},
+        "HostConfig": host,
+    }
+
+
+def stand_in(labels: Mapping[str, str]) -> dict[str, Any]:
+    """The body that creates a container which only holds a name and labels."""
+    return {"Image": EMPTY_IMAGE, "Labels": dict(labels), "Entrypoint": ["never-started"], "NetworkDisabled": True}
+
+
+def installer(image: str, volume: str) -> dict[str, Any]:
+    """The body of the container that copies the wrapper into its volume; any image will do, nothing of it is used."""
+    return {
+        "Image": image,
+        "Labels": {HELPER: "install"},
+        "User": "0",
+        "Entrypoint": ["/hubflow-wrapper"],
+        "Cmd": ["install", BIN],
+        "Healthcheck": {"Test": ["NONE"]},
+        "HostConfig": {"Mounts": [_mount(volume, BIN)], "NetworkMode": "none"},
+    }
+
+
+def _mount(volume: str, target: str, *, read_only: bool = False) -> dict[str, Any]:
+    options = {"NoCopy": True}
+    return {"Type": "volume", "Source": volume, "Target": target, "ReadOnly": read_only, "VolumeOptions": options}
+
+
+def shared_volume(installation: str, name: str) -> str:
+    """Name of the volume behind a shared directory; readable, and unique whatever characters the name has."""
+    digest = hashlib.sha256(f"{installation}/{name}".encode()).hexdigest()[:16]
+    return f"hubflow-shared-{re.sub(r'[^a-zA-Z0-9]+', '-', name)[:32].strip('-')}-{digest}"
+
+
+def log_config(info: Mapping[str, Any]) -> dict[str, Any]:
+    """How the engine keeps output. Driver `local` keeps bytes as they are; `json-file` replaces what is not UTF-8.
+
+    Nothing is rotated away: offsets count from the first byte, and the log lasts as long as the container.
+    """
+    drivers = (info.get("Plugins") or {}).get("Log") or []
+    if "local" not in drivers:
+        return {}
+    return {"Type": "local", "Config": {"max-size": "1000t", "max-file": "1", "compress": "false"}}
+
+
+def job_archive(spec: ContainerSpec, command: list[str]) -> bytes:
+    """What is copied to / before the start: the job document, in a folder that any user may write to."""
+    environment = dict(spec.document.get("env") or {})
+    archive = _Archive()
+    if not spec.options.get("read_only_root"):
+        archive.folder(FOLDER[1:], 0o755)
+    archive.folder(JOB[1:], 0o777)
+    if spec.shared_directory:
+        environment["WORKFLOW_CACHE"] = "/workflow-cache"
+        # A new volume belongs to root; images with another user write to it, too.
+        archive.folder("workflow-cache", 0o777)
+    document = {
+        **spec.document,
+        "command": command,
+        "env": environment,
+        "result_path": RESULT,
+        "running_path": "",
+        "output_path": f"{JOB}/outputs",
+        "message_limit": RESULT_LIMIT,
+    }
+    archive.file(f"{JOB[1:]}/job.json", json.dumps(document).encode(), 0o444)
+    return archive.close()
+
+
+def wrapper_archive(binary: bytes) -> bytes:
+    """The wrapper, for the installer."""
+    archive = _Archive()
+    archive.file("hubflow-wrapper", binary, 0o755)
+    return archive.close()
+
+
+def stop_archive() -> bytes:
+    """The mark that somebody wanted the container to end."""
+    archive = _Archive()
+    archive.file(STOP_MARK.rpartition("/")[2], b"", 0o444)
+    return archive.close()
+
+
+def event_query(events: list[str], *, container: str = "", installation: str = "", since: int = 0) -> dict[str, str]:
+    """Query of the event stream; `since` in nanoseconds of the engine's clock, 0 for from now on."""
+    filters = {"type": ["container"], "event": events}
+    if container:
+        filters["container"] = [container]
+    if installation:
+        filters["label"] = [f"{INSTALLATION}={installation}"]
+    query = {"filters": json.dumps(filters)}
+    if since:
+        query["since"] = f"{since // 10**9}.{since % 10**9:09d}"
+    return query
+
+
+def file_in(archive: bytes) -> bytes | None:
+    """The one regular file of an archive that the engine has made of it; None for links and other things."""
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        entry = tar.next()
+        content = tar.extractfile(entry) if entry is not None and entry.isreg() else None
+        return content.read() if content else None
+
+
+def registry_header(image: str, auth: Mapping[str, str] | None) -> dict[str, str]:
+    """The header that lets the engine pull in somebody's name."""
+    if not auth:
+        return {}
+    first, slash, _ = image.partition("/")
+    named = slash and ("." in first or ":" in first or first == "localhost")
+    account = {**auth, "serveraddress": first if named else "https://index.docker.io/v1/"}
+    return {"X-Registry-Auth": base64.urlsafe_b64encode(json.dumps(account).encode()).decode()}
+
+
+class _Archive:
+    def __init__(self) -> None:
+        self._buffer = io.BytesIO()
+        self._tar = tarfile.open(fileobj=self._buffer, mode="w")  # noqa: SIM115 - closed by `close`
+
+    def folder(self, path: str, mode: int) -> None:
+        entry = tarfile.TarInfo(path)
+        entry.type, entry.mode = tarfile.DIRTYPE, mode
+        self._tar.addfile(entry)
+
+    def file(self, path: str, content: bytes, mode: int) -> None:
+        entry = tarfile.TarInfo(path)
+        entry.size, entry.mode = len(content), mode
+        self._tar.addfile(entry, io.BytesIO(content))
+
+    def close(self) -> bytes:
+        self._tar.close()
+        return self._buffer.getvalue()

@@ -1,0 +1,92 @@
+"""Opening the runtime that the configuration names."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.errors import ConfigurationError, HubflowError
+from shared.log import get_logger
+from shared.runtime.docker import DEFAULT_IMAGE, DockerRuntime
+from shared.runtime.process import ProcessRuntime
+from shared.runtime.protocol import Runtime
+from shared.runtime.wrapper import binary_for
+
+KINDS = ("auto", "process", "docker", "kubernetes")
+DOCKER_HOST = "unix:///var/run/docker.sock"
+ANSWER_WITHIN = 1.0
+"""Seconds that `auto` waits for a container engine."""
+_log = get_logger("runtime")
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeConfig:
+    """Which runtime, and what it needs to know."""
+
+    kind: str
+    """"auto" (docker if an engine answers, else process), "process", "docker" or "kubernetes"."""
+    wrapper_path: Path
+    """The hubflow-wrapper binary, or a folder with one per processor named hubflow-wrapper-linux-amd64 and so on."""
+    process_root: Path
+    """Folder of the process runtime; the same for all services. Short paths: nothing below it is a socket."""
+    installation: str = "default"
+    """Separates several Hubflows on one engine or cluster."""
+    docker_host: str = ""
+    """unix:///path, tcp://host:port or https://host:port; "" for the usual socket."""
+    docker_certificates: Path | None = None
+    """Folder with ca.pem, cert.pem and key.pem, if the engine wants TLS."""
+    default_image: str = DEFAULT_IMAGE
+    """Image of scripts that name none."""
+    allow_host: bool = False
+    """Process runtime: run commands that were meant for an image on this machine."""
+    search_path: str = os.defpath
+    """Process runtime: the jobs' PATH."""
+
+
+async def open_runtime(config: RuntimeConfig) -> Runtime:
+    """The runtime of this configuration, not yet asked anything (but by `auto`). The caller closes it.
+
+    Raises ConfigurationError for a kind that does not exist or a wrapper that is missing.
+    """
+    if config.kind not in KINDS:
+        raise ConfigurationError(f"runtime {config.kind!r} does not exist; choose one of {', '.join(KINDS)}")
+    if config.kind == "kubernetes":
+        raise ConfigurationError("the kubernetes runtime is not part of this build yet; choose docker or process")
+    if not config.wrapper_path.exists():
+        raise ConfigurationError(f"the command wrapper {config.wrapper_path} is missing; build it with `make wrapper`")
+    if config.kind == "process":
+        return _process(config)
+    if config.kind == "docker":
+        return _docker(config)
+    return await _docker_if_there(config) or _process(config)
+
+
+async def _docker_if_there(config: RuntimeConfig) -> Runtime | None:
+    runtime = _docker(config)
+    try:
+        await runtime.ping(ANSWER_WITHIN)
+    except HubflowError as error:
+        await runtime.close()
+        _log.warning("jobs run as plain processes of this user, without images or isolation", because=str(error))
+        return None
+    return runtime
+
+
+def _docker(config: RuntimeConfig) -> DockerRuntime:
+    return DockerRuntime(
+        config.docker_host or DOCKER_HOST,
+        config.wrapper_path,
+        config.installation,
+        certificates=config.docker_certificates,
+        default_image=config.default_image,
+    )
+
+
+def _process(config: RuntimeConfig) -> ProcessRuntime:
+    return ProcessRuntime(
+        config.process_root,
+        binary_for(config.wrapper_path, os.uname().machine),
+        allow_host=config.allow_host,
+        search_path=config.search_path,
+    )
