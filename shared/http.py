@@ -14,8 +14,10 @@ from aiohttp import web
 from shared.db.database import Database, Transaction
 from shared.errors import PermanentError, TemporaryError, UserError
 from shared.log import get_logger
+from shared.vault import Vault
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
+JSON = "application/json"
 PROBLEM = "application/problem+json"
 MAX_BODY = 1024 * 1024
 """Bytes of a request body. Files are not sent through the API."""
@@ -105,10 +107,12 @@ async def read_body(request: web.Request, model: type[Model]) -> Model:
 async def once(
     request: web.Request, database: Database, tenant: str,
     create: Callable[[Transaction], Awaitable[tuple[int, Any]]],
+    *, vault: Vault | None = None,
 ) -> web.Response:  # fmt: skip
     """Run `create` (status and answer) in a transaction; with an Idempotency-Key, a repeated request gets the first answer.
 
-    The key is kept with a digest of the request: the same key for another request is refused with 422.
+    The key is kept with a digest of the request: the same key for another request is refused with 422. With `vault` the
+    answer is kept encrypted, for those that hold a secret.
     """
     key = request.headers.get("Idempotency-Key")
     if key is None:
@@ -131,7 +135,7 @@ async def once(
             answer = json.loads(dumps(answer))
             await tx.connection.execute(
                 "INSERT INTO idempotency_keys (tenant, key, request_hash, status, response) VALUES ($1, $2, $3, $4, $5)",
-                tenant, key, digest, status, answer,
+                tenant, key, digest, status, answer if vault is None else {"sealed": vault.encrypt(dumps(answer)).decode()},
             )  # fmt: skip
             return reply(answer, status)
     if row["request_hash"] != digest:
@@ -139,4 +143,7 @@ async def once(
             "this Idempotency-Key was used for another request", code="idempotency-key-reused", status=422,
             hint="use a new key for a new request",
         )  # fmt: skip
-    return reply(row["response"], row["status"], {"Idempotency-Replayed": "true"})
+    answer = row["response"]
+    if vault is not None:
+        answer = json.loads(vault.decrypt(answer["sealed"].encode()))
+    return reply(answer, row["status"], {"Idempotency-Replayed": "true"})

@@ -1,0 +1,154 @@
+"""HTTP endpoints as data: what a request needs and answers stands beside its handler, and the OpenAPI document follows from it.
+
+A service's `handlers.py` ends with a table of `Endpoint`s; `routes` makes aiohttp routes of them that check the token, the
+scope and the tenant before the handler is called. `shared.openapi` describes whatever routes an application has.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import pydantic
+from aiohttp import web
+
+from shared import http
+from shared.auth import Identity, authenticate, tenant_of
+from shared.db.database import Database
+from shared.errors import UserError
+
+PUBLIC = ""
+"""Scope of endpoints that need no token: they have a signature of their own."""
+OPERATOR = "operator"
+"""Scope of endpoints that only an operator's token may use; they belong to no tenant."""
+
+Model = TypeVar("Model", bound=pydantic.BaseModel)
+Item = TypeVar("Item")
+
+
+class HasDatabase(Protocol):
+    """What every context of HTTP handlers has."""
+
+    @property
+    def database(self) -> Database: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, by whom, about which tenant ("" where the endpoint belongs to none)."""
+
+    request: web.Request
+    identity: Identity
+    tenant: str
+
+    def path(self, name: str) -> str:
+        """A part of the path, decoded."""
+        return self.request.match_info[name]
+
+    def query(self, model: type[Model]) -> Model:
+        """The query string as `model`. Raises UserError that lists every fault."""
+        try:
+            return model.model_validate(dict(self.request.query))
+        except pydantic.ValidationError as error:
+            faults = [{"at": ".".join(map(str, each["loc"])), "message": each["msg"]} for each in error.errors()]
+            told = "; ".join(f"{fault['at']}: {fault['message']}" for fault in faults)
+            raise UserError(
+                f"the query string is not as expected: {told}", code="invalid-query", details={"faults": faults}
+            ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One row of a table of routes. `body`, `answer`: pydantic types of the JSON; `query`: a model of the query string."""
+
+    method: str
+    path: str
+    handle: Callable[[Call, Any], Awaitable[web.StreamResponse]]
+    summary: str
+    scope: str = "read"
+    body: Any = None
+    query: type[pydantic.BaseModel] | None = None
+    answer: Any = None
+    status: int = 200
+    media: str = http.JSON
+    """Of the answer."""
+    takes: str = http.JSON
+    """Of the body, where it is not JSON only."""
+
+
+def routes(endpoints: Iterable[Endpoint], context: HasDatabase) -> list[web.RouteDef]:
+    """aiohttp routes for a table of endpoints."""
+    return [web.route(each.method, each.path, _handler(each, context)) for each in endpoints]
+
+
+def endpoint_of(route: web.AbstractRoute) -> Endpoint | None:
+    """The endpoint behind a route, if it was made by `routes`."""
+    found: Endpoint | None = getattr(route.handler, "endpoint", None)
+    return found
+
+
+NOBODY = Identity("", None, frozenset())
+
+
+def _handler(
+    endpoint: Endpoint, context: HasDatabase
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if endpoint.scope == PUBLIC:
+            return await endpoint.handle(Call(request, NOBODY, ""), context)
+        identity = await authenticate(request, context.database)
+        if endpoint.scope == OPERATOR:
+            identity.require_operator()
+            return await endpoint.handle(Call(request, identity, ""), context)
+        identity.require(endpoint.scope)
+        tenant = await tenant_of(request, identity, context.database)
+        return await endpoint.handle(Call(request, identity, tenant), context)
+
+    handler.__dict__["endpoint"] = endpoint
+    return handler
+
+
+# ---------------------------------------------------------------- pages of long lists
+
+
+class Page(pydantic.BaseModel):
+    """Which part of a list. `cursor` is `next_cursor` of the page before."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    limit: int = pydantic.Field(50, ge=1, le=500)
+    cursor: str = ""
+
+    def after(self, *kinds: Callable[[Any], Any]) -> tuple[Any, ...] | None:
+        """The sort key where the page before ended, each part converted by its kind; None on the first page."""
+        if not self.cursor:
+            return None
+        try:
+            values = json.loads(base64.urlsafe_b64decode(self.cursor + "=" * (-len(self.cursor) % 4)))
+            return tuple(kind(value) for kind, value in zip(kinds, values, strict=True))
+        except (ValueError, TypeError, AttributeError, binascii.Error):
+            raise UserError(
+                "the cursor is not one that this list has given", code="invalid-cursor",
+                hint="pass next_cursor of the page before, unchanged",
+            ) from None  # fmt: skip
+
+
+class Listing(pydantic.BaseModel, Generic[Item]):
+    """One page of a list. `next_cursor` is null on the last page."""
+
+    items: list[Item]
+    next_cursor: str | None
+
+
+def listing(rows: list[Any], limit: int, view: Callable[[Any], Any], key: Callable[[Any], tuple[Any, ...]]) -> Any:
+    """A `Listing` of up to `limit` rows; `rows` holds one more if there is a next page. `key`: sort key of a row."""
+    shown = rows[:limit]
+    cursor = None
+    if len(rows) > limit:
+        values = json.dumps([str(part) if not isinstance(part, int) else part for part in key(shown[-1])])
+        cursor = base64.urlsafe_b64encode(values.encode()).decode().rstrip("=")
+    return {"items": [view(row) for row in shown], "next_cursor": cursor}
