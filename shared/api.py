@@ -94,9 +94,7 @@ def endpoint_of(route: web.AbstractRoute) -> Endpoint | None:
 NOBODY = Identity("", None, frozenset())
 
 
-def _handler(
-    endpoint: Endpoint, context: HasDatabase
-) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _handler(endpoint: Endpoint, context: HasDatabase) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def handler(request: web.Request) -> web.StreamResponse:
         if endpoint.scope == PUBLIC:
             return await endpoint.handle(Call(request, NOBODY, ""), context)

@@ -1,0 +1,103 @@
+"""SQL of trigger: hook deliveries (its own table), and what it reads of workflows."""
+
+from __future__ import annotations
+
+import uuid
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from services.trigger.core import Incoming
+from shared.db.database import Database, Transaction
+from shared.errors import UserError
+from shared.runs import latest_version
+from shared.workflow.model import Workflow
+
+MODELS_KEPT = 256
+
+
+class Workflows:
+    """Newest versions of workflows. A version never changes, so its parsed model is kept."""
+
+    def __init__(self) -> None:
+        self._models: OrderedDict[tuple[str, str, int], Workflow] = OrderedDict()
+
+    async def newest(self, tx: Transaction, tenant: str, name: str) -> tuple[int, Workflow]:
+        """Its number and model. Raises UserError 404."""
+        version = await tx.connection.fetchval(
+            "SELECT version FROM workflows WHERE tenant = $1 AND name = $2 AND deleted_at IS NULL", tenant, name
+        )
+        key = (tenant, name, version)
+        if version is None or key not in self._models:
+            row = await latest_version(tx, tenant, name)
+            key = (tenant, name, row["version"])
+            self._models[key] = Workflow.from_json(row["document"])
+            if len(self._models) > MODELS_KEPT:
+                self._models.popitem(last=False)
+        self._models.move_to_end(key)
+        return key[2], self._models[key]
+
+
+async def hook_secret(database: Database, tenant: str, workflow: str) -> bytes:
+    """The encrypted secret that hooks of a workflow are signed with. Raises UserError 404."""
+    secret: bytes | None = await database.fetchval(
+        "SELECT hook_secret FROM workflows WHERE tenant = $1 AND name = $2 AND deleted_at IS NULL", tenant, workflow
+    )
+    if secret is None:
+        raise UserError(
+            f"there is no hook for a workflow {workflow!r} of a tenant {tenant!r}", code="hook-not-found", status=404,
+            hint="`hubflow hook show WORKFLOW` prints the address",
+        )  # fmt: skip
+    return secret
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """Where a message came in."""
+
+    tenant: str
+    workflow: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """The run that an earlier message has started. `same_id`: it was this very message."""
+
+    run: uuid.UUID
+    number: int
+    state: str
+    same_id: bool
+
+
+async def receive(tx: Transaction, hook: Hook, incoming: Incoming) -> None:
+    """Note the message, and hold up others that say the same until this transaction is over."""
+    await tx.connection.execute(
+        "WITH locked AS MATERIALIZED (SELECT pg_advisory_xact_lock(hashtextextended($1, 1))) "
+        "INSERT INTO hook_deliveries (tenant, workflow, source, delivery, fingerprint, outcome) "
+        "SELECT $2, $3, $4, $5, $6, 'received' FROM locked ON CONFLICT DO NOTHING",
+        f"{hook.tenant}\n{hook.workflow}\n{incoming.fingerprint or incoming.delivery}",
+        hook.tenant, hook.workflow, hook.source, incoming.delivery, incoming.fingerprint,
+    )  # fmt: skip
+
+
+async def earlier(tx: Transaction, hook: Hook, incoming: Incoming, window: float) -> Earlier | None:
+    """The run that the same message, or one that says the same within `window` seconds, has started."""
+    row: Any = await tx.connection.fetchrow(
+        "SELECT r.id, r.number, r.state, d.delivery = $4 AND d.source = $3 AS same_id "
+        "FROM hook_deliveries d JOIN runs r ON r.id = d.run "
+        "WHERE d.tenant = $1 AND d.workflow = $2 AND ((d.source = $3 AND d.delivery = $4) "
+        "OR ($5 <> '' AND d.fingerprint = $5 AND d.outcome = 'started' AND d.received_at > now() - make_interval(secs => $6))) "
+        "ORDER BY same_id DESC, d.received_at LIMIT 1",
+        hook.tenant, hook.workflow, hook.source, incoming.delivery, incoming.fingerprint, window,
+    )  # fmt: skip
+    return None if row is None else Earlier(row["id"], row["number"], row["state"], row["same_id"])
+
+
+async def conclude(tx: Transaction, hook: Hook, delivery: str, outcome: str, run: uuid.UUID | None) -> None:
+    """Record what a message has led to."""
+    await tx.connection.execute(
+        "UPDATE hook_deliveries SET outcome = $5, run = $6, received_at = now() "
+        "WHERE tenant = $1 AND workflow = $2 AND source = $3 AND delivery = $4",
+        hook.tenant, hook.workflow, hook.source, delivery, outcome, run,
+    )  # fmt: skip
