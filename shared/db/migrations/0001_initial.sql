@@ -150,7 +150,6 @@ CREATE TABLE runs (
     tenant            text NOT NULL REFERENCES tenants (name),
     workflow          text NOT NULL,
     version           integer NOT NULL,
-    plan              jsonb NOT NULL,
     trigger           jsonb NOT NULL,        -- {"type": "push", "by": ..., "git": {...}, ...}
     inputs            jsonb NOT NULL DEFAULT '{}',
     retry_of          uuid,
@@ -226,6 +225,7 @@ CREATE TABLE attempts (
     attempt            integer NOT NULL,
     created_at         timestamptz NOT NULL DEFAULT now(),
     claimed_at         timestamptz,          -- executor: from here on a container may exist
+    submitted_at       timestamptz,          -- executor: the runtime has accepted the container
     stop_requested_at  timestamptz,          -- scheduler: it must not start any more
     UNIQUE (run, job, attempt)
 );
@@ -278,8 +278,7 @@ CREATE TABLE logs (
     attempt      integer NOT NULL,
     tenant       text NOT NULL,
     stage        text NOT NULL,
-    holder       text NOT NULL,              -- the process that follows it
-    lease_until  timestamptz NOT NULL,
+    holder       text NOT NULL,              -- the process that follows it, while its lease "log_collector:<holder>" lasts
     raw_offset   bigint NOT NULL DEFAULT 0,  -- bytes read from the runtime
     size         bigint NOT NULL DEFAULT 0,  -- bytes kept (after masking)
     segments     jsonb NOT NULL DEFAULT '[]',-- [{"offset", "size", "key"}] in object storage
@@ -287,7 +286,7 @@ CREATE TABLE logs (
     completed_at timestamptz,
     UNIQUE (run, job, attempt)
 );
-CREATE INDEX logs_unfinished ON logs (lease_until) WHERE completed_at IS NULL;
+CREATE INDEX logs_unfinished ON logs (holder) WHERE completed_at IS NULL;
 
 -- The end of a live log, until it has grown into a segment.
 CREATE TABLE log_tails (
