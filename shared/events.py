@@ -106,6 +106,8 @@ class RunCancelRequested(RunEvent):
     TYPE: ClassVar[str] = "run.cancel_requested"
     by: str
     why: str = ""
+    superseded_by: int = 0
+    """Number of the newer run of the same concurrency group that takes its place; 0: a person or system asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

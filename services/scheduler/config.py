@@ -1,0 +1,26 @@
+"""Settings of the scheduler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shared.config import setting
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerSettings:
+    PREFIX = "SCHEDULER"
+
+    max_jobs: int = setting(
+        0, "most jobs active at a time in the whole installation, shared fairly by tenants; 0: no limit"
+    )
+    sweep_seconds: float = setting(2.0, "how often to look for what waits for quota although nothing has told us to")
+    timer_seconds: float = setting(0.25, "how late a time limit may be noticed")
+
+    def __post_init__(self) -> None:
+        if self.max_jobs < 0:
+            raise ValueError("HUBFLOW_SCHEDULER_MAX_JOBS must not be negative; 0 means no limit")
+        if self.sweep_seconds <= 0 or self.timer_seconds <= 0:
+            raise ValueError(
+                "HUBFLOW_SCHEDULER_SWEEP_SECONDS and HUBFLOW_SCHEDULER_TIMER_SECONDS must be greater than 0"
+            )

@@ -1,0 +1,367 @@
+"""Hears events, applies the rules to the runs they are about, lets in what fits, writes it all in one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.scheduler import core, store
+from services.scheduler.admission import Held, Quota, Request, Usage, admit_jobs, admit_run
+from services.scheduler.config import SchedulerSettings
+from services.scheduler.model import Decision, Run
+from shared.batching import Batcher
+from shared.bus.protocol import Message
+from shared.clock import Clock
+from shared.db.database import Database, Transaction
+from shared.errors import TemporaryError
+from shared.events import Event, RunCancelRequested, TenantQuotaChanged, decode
+from shared.log import get_logger
+from shared.states import JobState, Reason, StageState
+from shared.workflow.conditions import evaluate_condition
+
+CONSUMER = "scheduler"
+BATCH = 64
+"""Most events in one transaction."""
+PASS_LIMIT = 100
+"""Most runs that one look at what waits takes up."""
+
+_log = get_logger("scheduler")
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """All that the handlers may touch."""
+
+    database: Database
+    clock: Clock
+    settings: SchedulerSettings
+    plans: store.Plans = field(default_factory=store.Plans)
+    released: set[str] = field(default_factory=set)
+    """Tenants that gave something back: what waited there may fit now."""
+    release: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(slots=True)
+class _Work:
+    """The runs of one transaction as they were and as they have become."""
+
+    loaded: Mapping[uuid.UUID, store.Loaded]
+    now: dict[uuid.UUID, Run]
+    evaluate: dict[uuid.UUID, core.Evaluate]
+    events: list[Event] = field(default_factory=list)
+
+    def take(self, step: core.Step) -> None:
+        self.now[step.run.id] = step.run
+        self.events.extend(step.events)
+
+
+# ---------------------------------------------------------------- events
+
+
+def on_message(context: Context) -> Callable[[Message], Awaitable[None]]:
+    """The handler of the bus: batches what comes together."""
+    batches: Batcher[Event] = Batcher(lambda events: on_events(events, context), limit=BATCH, workers=2)
+
+    async def handle(message: Message) -> None:
+        await batches.submit(decode(message.body))
+
+    return handle
+
+
+async def on_events(events: Sequence[Event], context: Context) -> None:
+    """Handle events of any number of runs in one transaction."""
+    async with context.database.transaction(events[0] if len(events) == 1 else None) as tx:
+        unseen = await tx.first_times(CONSUMER, [event.id for event in events])
+        fresh = [event for event in events if event.id in unseen]
+        context.released.update(event.tenant for event in fresh if isinstance(event, TenantQuotaChanged))
+        work = await _load(tx, context, sorted({event.run for event in fresh if event.run}))
+        now = context.clock.now()
+        for event in fresh:
+            if event.run in work.now:
+                work.take(core.apply(work.now[event.run], event, now, work.evaluate[event.run]))
+        await _admit(tx, context, work)
+        await _write(tx, context, work)
+    _notice_release(context, work)
+
+
+# ---------------------------------------------------------------- time, and what waits
+
+
+async def run_timers(context: Context) -> None:
+    """Do what is due, for ever."""
+    while True:
+        try:
+            while await on_time(context) == PASS_LIMIT:
+                pass
+        except TemporaryError as error:
+            _log.warning("timers late", error=str(error))
+        await asyncio.sleep(context.settings.timer_seconds)
+
+
+async def on_time(context: Context) -> int:
+    """Do what is due by now. Returns how many runs there were; another process may have taken some of them."""
+    now = context.clock.now()
+    async with context.database.connection() as connection:
+        ids = await store.due(connection, now, PASS_LIMIT)
+    if not ids:
+        return 0
+    async with context.database.transaction() as tx:
+        work = await _load(tx, context, ids, skip_locked=True)
+        for run in list(work.now.values()):
+            if await _time_may_decide(tx, run, context):
+                work.take(core.tick(run, now, work.evaluate[run.id]))
+        await _admit(tx, context, work)
+        await _write(tx, context, work)
+    _notice_release(context, work)
+    return len(ids)
+
+
+async def _time_may_decide(tx: Transaction, run: Run, context: Context) -> bool:
+    """False: a person has decided about an expired pause; the event is on its way and time must not overrule it (T86)."""
+    now = context.clock.now()
+    for stage in core.expired_pauses(run, now):
+        action = "approve" if stage.on_timeout == "approve" else "cancel"
+        if not await store.decide(tx.connection, run.id, stage.name, Decision(action, "time limit", "", now)):
+            return False
+    return True
+
+
+async def run_admission(context: Context) -> None:
+    """Let in what waits: at once where something was given back, and everywhere from time to time."""
+    while True:
+        everywhere = False
+        try:
+            async with asyncio.timeout(context.settings.sweep_seconds):
+                await context.release.wait()
+        except TimeoutError:
+            everywhere = True
+        context.release.clear()
+        tenants = set(context.released)
+        context.released.clear()
+        try:
+            while await admit_waiting(context, None if everywhere or context.settings.max_jobs else tenants):
+                pass
+        except TemporaryError as error:
+            context.released.update(tenants)
+            _log.warning("admission late", error=str(error))
+
+
+async def admit_waiting(context: Context, tenants: set[str] | None) -> bool:
+    """One look at what waits. Whether something was let in, so that it is worth while to look again."""
+    async with context.database.connection() as connection:
+        ids = await store.runs_waiting(connection, None if tenants is None else sorted(tenants), PASS_LIMIT)
+    if not ids:
+        return False
+    async with context.database.transaction() as tx:
+        work = await _load(tx, context, ids, skip_locked=True)
+        work.now = {id: work.now[id] for id in ids if id in work.now}  # in fair order
+        before = dict(work.now)
+        await _admit(tx, context, work, ours_first=True)
+        admitted = any(_progress(before[id], work.now[id]) for id in before)
+        await _write(tx, context, work)
+    _notice_release(context, work)
+    return admitted and len(ids) == PASS_LIMIT
+
+
+# ---------------------------------------------------------------- the parts of a transaction
+
+
+async def _load(tx: Transaction, context: Context, ids: Sequence[uuid.UUID], *, skip_locked: bool = False) -> _Work:
+    loaded = await store.load(tx.connection, context.plans, ids, skip_locked=skip_locked) if ids else {}
+    evaluate: dict[uuid.UUID, core.Evaluate] = {}
+    for id, each in loaded.items():
+        evaluate[id] = _never
+        if each.run.index.conditional:
+            evaluate[id] = _conditions(await store.condition_inputs(tx.connection, each.run))
+    return _Work(loaded, {id: each.run for id, each in loaded.items()}, evaluate)
+
+
+async def _write(tx: Transaction, context: Context, work: _Work) -> None:
+    changed = [
+        (work.loaded[id], run) for id, run in work.now.items() if work.loaded[id].new or run is not work.loaded[id].run
+    ]
+    if changed:
+        await store.save(tx.connection, changed, work.events)
+    tx.tell(*work.events)
+
+
+async def _admit(tx: Transaction, context: Context, work: _Work, *, ours_first: bool = False) -> None:
+    """Let in runs and eligible jobs as far as groups, quotas and capacity allow; say why the others wait."""
+    quotas = {each.run.tenant: each.quota for each in work.loaded.values()}
+    pending = [
+        id
+        for id, run in work.now.items()
+        if run.admitted_at is None and not run.state.final and run.ending_state is None
+    ]
+    limited = {run.tenant for run in work.now.values() if quotas[run.tenant] != Quota() or run.concurrency_group}
+    if context.settings.max_jobs:
+        limited.add("")
+    if limited:
+        await store.lock_tenants(tx.connection, sorted(limited))
+    used = await store.usage(tx.connection, sorted(limited - {""})) if limited - {""} else {}
+    for id in pending:
+        run = work.now[id]
+        held = await _run_held(tx, work, run, quotas[run.tenant], used.get(run.tenant))
+        if held is None:
+            work.take(core.admit(run, context.clock.now(), work.evaluate[id]))
+            if run.tenant in used:
+                used[run.tenant] = _one_run_more(used[run.tenant])
+        elif (run.reason, run.message) != (held.reason, held.message):
+            work.take(core.hold(run, held.reason, held.message))
+    await _admit_jobs(tx, context, work, quotas, used, ours_first=ours_first)
+
+
+async def _run_held(tx: Transaction, work: _Work, run: Run, quota: Quota, used: Usage | None) -> Held | None:
+    if run.concurrency_group and run.plan.concurrency:
+        members = await store.group_members(tx.connection, run.tenant, run.concurrency_group)
+        older = [each for each in members if each["number"] < run.number and not _over(work, each["id"])]
+        if run.plan.concurrency.policy == "cancel_superseded":
+            for each in older:
+                if not each["ending"]:
+                    why = f"superseded in the concurrency group {run.concurrency_group!r}"
+                    work.events.append(
+                        RunCancelRequested(
+                            tenant=run.tenant, run=each["id"], by="scheduler", why=why, superseded_by=run.number
+                        )
+                    )
+        active = [each for each in members if each["id"] != run.id and _active(work, each)]
+        if len(active) >= run.plan.concurrency.limit:
+            return Held(
+                Reason.CONCURRENCY, f"run #{active[0]['number']} of the group {run.concurrency_group!r} is active"
+            )
+        first_waiting = [each for each in older if not _active(work, each)]
+        if first_waiting and run.plan.concurrency.policy == "queue":
+            return Held(
+                Reason.CONCURRENCY,
+                f"run #{first_waiting[0]['number']} of the group {run.concurrency_group!r} is before it",
+            )
+    return admit_run(quota, used) if used is not None else None
+
+
+def _active(work: _Work, member: Any) -> bool:
+    """Whether a run of a group has begun and is not over, also as far as this transaction has come."""
+    run = work.now.get(member["id"])
+    return bool(member["admitted"]) if run is None else run.admitted_at is not None and not run.state.final
+
+
+def _over(work: _Work, id: uuid.UUID) -> bool:
+    run = work.now.get(id)
+    return run is not None and run.state.final
+
+
+async def _admit_jobs(
+    tx: Transaction,
+    context: Context,
+    work: _Work,
+    quotas: Mapping[str, Quota],
+    used: dict[str, Usage],
+    *,
+    ours_first: bool,
+) -> None:
+    """Eligible jobs in the order of the runs; a job that ends at once may make others eligible, so go on until calm."""
+    room = await _room(tx, context, work, ours_first=ours_first)
+    moved = True
+    while moved:
+        moved = False
+        for id, run in list(work.now.items()):
+            names = run.eligible
+            if not names or run.state.final:
+                continue
+            wanted = [
+                Request(name, run.index.jobs[name].cpu_millis, run.index.jobs[name].memory_bytes) for name in names
+            ]
+            held: Held | None = None
+            if run.tenant in used and quotas[run.tenant].limits_jobs:
+                names, held, used[run.tenant] = admit_jobs(wanted, quotas[run.tenant], used[run.tenant])
+            if room is not None and len(names) > room:
+                names, held = (
+                    names[:room],
+                    Held(Reason.CAPACITY, f"all {context.settings.max_jobs} places of the installation are taken"),
+                )
+            if names:
+                moved = True
+                room = None if room is None else room - len(names)
+                work.take(core.admit_jobs(run, names, context.clock.now(), work.evaluate[id]))
+            run = work.now[id]
+            if held and (rest := [name for name in run.eligible if run.jobs[name].message != held.message]):
+                work.take(core.hold_jobs(run, rest, held.reason, held.message))
+
+
+async def _room(tx: Transaction, context: Context, work: _Work, *, ours_first: bool) -> int | None:
+    """How many jobs the installation has room for; None: any number. Nobody overtakes runs that wait for their turn."""
+    if not context.settings.max_jobs:
+        return None
+    if not ours_first and await store.jobs_waiting_elsewhere(tx.connection, list(work.now)):
+        context.release.set()
+        return 0
+    return max(0, context.settings.max_jobs - await store.active_jobs(tx.connection))
+
+
+def _one_run_more(used: Usage) -> Usage:
+    return Usage(used.runs + 1, used.jobs, used.cpu_millis, used.memory_bytes)
+
+
+def _progress(before: Run, after: Run) -> bool:
+    return after.admitted_at != before.admitted_at or len(after.eligible) < len(before.eligible)
+
+
+def _notice_release(context: Context, work: _Work) -> None:
+    """After commit: whoever gave back a place lets the admission task look at once."""
+    for id, run in work.now.items():
+        before = work.loaded[id]
+        limited = before.quota != Quota() or run.concurrency_group or context.settings.max_jobs
+        if limited and (
+            _held_places(before.run) > _held_places(run)
+            or (before.run.holds_quota
+            and not run.holds_quota)
+            or run.state.final
+        ):
+            context.released.add(run.tenant)
+    if context.released:
+        context.release.set()
+
+
+def _held_places(run: Run) -> int:
+    return sum(job.state.active for job in run.jobs.values())
+
+
+# ---------------------------------------------------------------- conditions
+
+
+def _never(expression: str, run: Run) -> bool:
+    raise AssertionError(f"run {run.id} has no condition, yet {expression!r} is asked for")
+
+
+def _conditions(inputs: Mapping[str, Any]) -> core.Evaluate:
+    """What `when` sees: run, trigger, git, inputs, env, jobs with state and outputs."""
+    trigger = inputs["trigger"]
+
+    def evaluate(expression: str, run: Run) -> bool:
+        failed = any(stage.state in {StageState.FAILED, StageState.TIMED_OUT} for stage in run.stages.values())
+        failed = failed or any(
+            job.state in {JobState.FAILED, JobState.LOST, JobState.TIMED_OUT} and not run.index.jobs[name].allow_failure
+            for name, job in run.jobs.items()
+        )
+        context = {
+            "run": {"failed": failed, "id": str(run.id), "number": run.number, "state": str(run.state)},
+            "trigger": {key: value for key, value in trigger.items() if isinstance(value, str)},
+            "git": trigger.get("git") or {},
+            "image": trigger.get("image") or {},
+            "inputs": inputs["inputs"],
+            "env": _plain(inputs["env"]),
+            "jobs": {
+                name: {"state": str(job.state), "outputs": inputs["outputs"].get(name, {})}
+                for name, job in run.jobs.items()
+            },
+        }
+        return evaluate_condition(expression, context)
+
+    return evaluate
+
+
+def _plain(env: Any) -> dict[str, str]:
+    """The workflow's env as name -> value; entries may carry a description."""
+    return {name: value["value"] if isinstance(value, Mapping) else value for name, value in dict(env).items()}

@@ -1,0 +1,26 @@
+"""Wires the scheduler."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+
+from services.scheduler.config import SchedulerSettings
+from services.scheduler.handlers import BATCH, CONSUMER, Context, on_message, run_admission, run_timers
+from shared.bus.protocol import Consumer
+from shared.bus.topology import TOPICS
+from shared.service import Host, Parts, Service, opened
+
+
+def _open(host: Host, settings: SchedulerSettings) -> AbstractAsyncContextManager[Parts]:
+    context = Context(host.database, host.clock, settings)
+    return opened(
+        Parts(
+            # twice a batch: while one transaction is in progress the next batch gathers
+            consumers=[Consumer(CONSUMER, TOPICS[CONSUMER], on_message(context), concurrency=4 * BATCH)],
+            tasks={"timers": partial(run_timers, context), "admission": partial(run_admission, context)},
+        )
+    )
+
+
+SERVICE = Service("scheduler", _open, SchedulerSettings)

@@ -1,0 +1,65 @@
+"""Doing many small things in one transaction: items that come while one batch is worked on form the next."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+
+
+class Batcher(Generic[Item]):
+    """`submit` returns when the batch that holds the item is done.
+
+    A batch that fails is worked on again item by item, so that one bad item fails alone.
+    """
+
+    def __init__(self, work: Callable[[Sequence[Item]], Awaitable[None]], *, limit: int = 64, workers: int = 1) -> None:
+        self._work = work
+        self._limit = limit
+        self._free = workers
+        self._waiting: deque[tuple[Item, asyncio.Future[None]]] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def submit(self, item: Item) -> None:
+        """Raises what the work raised for this item."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, done))
+        if self._free:
+            self._free -= 1
+            task = asyncio.create_task(self._drain(), name="batch")
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        await done
+
+    async def _drain(self) -> None:
+        try:
+            while self._waiting:
+                batch = [self._waiting.popleft() for _ in range(min(self._limit, len(self._waiting)))]
+                await self._do(batch)
+        finally:
+            self._free += 1
+
+    async def _do(self, batch: list[tuple[Item, asyncio.Future[None]]]) -> None:
+        try:
+            await self._work([item for item, _ in batch])
+        except Exception as error:
+            if len(batch) == 1:
+                _resolve(batch[0][1], error)
+                return
+            for each in batch:
+                await self._do([each])
+        else:
+            for _, done in batch:
+                _resolve(done, None)
+
+
+def _resolve(done: asyncio.Future[None], error: Exception | None) -> None:
+    if done.done():  # whoever submitted it has gone away
+        return
+    if error is None:
+        done.set_result(None)
+    else:
+        done.set_exception(error)
