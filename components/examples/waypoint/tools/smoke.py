@@ -67,6 +67,8 @@ def main() -> None:
                 served = use(process, options.version)
             finally:
                 process.terminate()
+                # Read on to its end: closing the pipe early would trip it over its last words.
+                process.communicate(timeout=10)
         expect("end", process.returncode, 0)
     if options.outputs:
         with options.outputs.open("a") as outputs:
