@@ -17,9 +17,10 @@ import structlog
 LEVELS = ("debug", "info", "warning", "error")
 
 
-def configure(level: str = "info", *, json: bool | None = None) -> None:
-    """Set up logging of this process to stderr. `json` None: JSON unless stderr is a terminal."""
-    as_json = not sys.stderr.isatty() if json is None else json
+def configure(level: str = "info", *, json: bool | None = None, file: str = "") -> None:
+    """Set up logging of this process to stderr, or to the end of `file`. `json` None: JSON unless it is a terminal."""
+    stream = open(file, "a", encoding="utf-8", buffering=1) if file else sys.stderr  # noqa: PTH123, SIM115 -- as long as the process
+    as_json = not stream.isatty() if json is None else json
     render: list[Any] = (
         [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
         if as_json
@@ -33,11 +34,11 @@ def configure(level: str = "info", *, json: bool | None = None) -> None:
             *render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=True,
     )
     # Libraries log through the standard library; only what somebody must act on is wanted from them.
-    logging.basicConfig(level=logging.ERROR, stream=sys.stderr, format="%(name)s: %(message)s")
+    logging.basicConfig(level=logging.ERROR, stream=stream, format="%(name)s: %(message)s")
 
 
 def get_logger(service: str) -> structlog.stdlib.BoundLogger:

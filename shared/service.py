@@ -109,7 +109,7 @@ async def serve(
     """Run services until a signal, `Running.stop`, or the first failure (raised)."""
     stop = asyncio.Event()
     host_settings, settings = _load(services, environment)
-    configure(host_settings.log_level)
+    configure(host_settings.log_level, file=host_settings.log_file)
     if signals:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -24,6 +24,7 @@ class HostSettings:
     secret_key: str = setting("", "encrypts secrets and signs links: 32 bytes in URL-safe base64 (`hubflow token key`)",
                               secret=True)  # fmt: skip
     log_level: str = setting("info", "debug, info, warning or error")
+    log_file: str = setting("", "file that the services' log is appended to; empty: stderr")
     database_connections: int = setting(10, "most connections of this process to PostgreSQL")
     shutdown_seconds: float = setting(20.0, "how long to finish what is in hand after SIGTERM")
     migrate: bool = setting(False, "apply migrations at start (otherwise `hubflow migrate` does it)")
