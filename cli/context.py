@@ -1,0 +1,84 @@
+"""Where the server is and who is asking: options, HUBFLOW_URL, HUBFLOW_TOKEN, HUBFLOW_TENANT, or the context file.
+
+`hubflow dev` writes the file `.hubflow/context.json`; it is searched from the working directory upwards, so that after
+`hubflow dev` every command just works. What the environment says comes first, item by item; but a token of the file is
+never sent to another server than the file's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cli.failure import USAGE, Failure
+
+FOLDER = ".hubflow"
+FILE = "context.json"
+VARIABLES = ("HUBFLOW_URL", "HUBFLOW_TOKEN", "HUBFLOW_TENANT")
+"""Variables of the command; they are no settings of the services."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Whom a command talks to. Empty strings: not known."""
+
+    url: str
+    token: str = ""
+    tenant: str = ""
+    file: str = ""
+    """The context file that the address came from."""
+
+
+def find(start: Path) -> Path | None:
+    """The nearest context file from `start` upwards."""
+    for folder in (start, *start.parents):
+        if (path := folder / FOLDER / FILE).is_file():
+            return path
+    return None
+
+
+def read(path: Path) -> Context:
+    """Raises Failure for a file that is not what `hubflow dev` writes."""
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        return Context(str(values["url"]), str(values.get("token", "")), str(values.get("tenant", "")), str(path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Failure(
+            f"the context file {path} cannot be used ({type(error).__name__}: {error})",
+            hint="remove it and run `hubflow dev` again, or set HUBFLOW_URL and HUBFLOW_TOKEN", exit_code=USAGE,
+        ) from None  # fmt: skip
+
+
+def write(path: Path, context: Context) -> None:
+    """Replace the file whole; only its owner can read it."""
+    fresh = path.with_suffix(".new")
+    values = {name: value for name, value in asdict(context).items() if name != "file"}
+    with open(fresh, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        json.dump(values, file, indent=2)
+        file.write("\n")
+    fresh.replace(path)
+
+
+def resolve(options: Mapping[str, Any], environment: Mapping[str, str], start: Path) -> Context:
+    """The context of one command. `options`: `url` and `tenant` of the command line (None: not given)."""
+    path = find(start)
+    stored = read(path) if path else Context("")
+    url = (options.get("url") or environment.get("HUBFLOW_URL") or stored.url).rstrip("/")
+    if not url:
+        raise Failure(
+            "no server is known: HUBFLOW_URL is not set, and no .hubflow/context.json lies here or above",
+            hint="`hubflow dev` starts one on this machine; or set HUBFLOW_URL and HUBFLOW_TOKEN", exit_code=USAGE,
+        )  # fmt: skip
+    if not url.startswith(("http://", "https://")):
+        raise Failure(f"the server's address {url!r} must begin with http:// or https://", exit_code=USAGE)
+    same = url == stored.url.rstrip("/")
+    return Context(
+        url,
+        environment.get("HUBFLOW_TOKEN") or (stored.token if same else ""),
+        options.get("tenant") or environment.get("HUBFLOW_TENANT") or (stored.tenant if same else ""),
+        stored.file if same else "",
+    )
