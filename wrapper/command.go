@@ -1,0 +1,193 @@
+package main
+
+import (
+	"bytes"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+)
+
+// Finding the command, and saying why it cannot be started in the words of whoever can mend it.
+
+// startError is a command that could not be started: nothing of the user's code ran.
+type startError struct {
+	status  int // exit status as a shell would say it: 127 not found, 126 not executable
+	message string
+}
+
+func (e *startError) Error() string { return e.message }
+
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// childEnvironment lays the document's variables over our own (the image's) and takes away the unset ones.
+func childEnvironment(own []string, job *Job, outputPath string) ([]string, error) {
+	merged := make(map[string]string, len(own)+len(job.Env)+1)
+	for _, entry := range own {
+		if key, value, ok := strings.Cut(entry, "="); ok && key != "" {
+			merged[key] = value
+		}
+	}
+	if job.Workdir != "" { // ours would lie about where the child is
+		delete(merged, "PWD")
+		delete(merged, "OLDPWD")
+	}
+	for key, value := range job.Env {
+		if key == "" || strings.ContainsAny(key, "=\x00") || strings.IndexByte(value, 0) >= 0 {
+			return nil, &startError{exitNotExecutable, fmt.Sprintf("the variable %q cannot be given to a process: its name is empty or has '=', or it holds a NUL byte. Encode binary values, for example as base64", key)}
+		}
+		merged[key] = value
+	}
+	for _, key := range job.UnsetEnv {
+		delete(merged, key)
+	}
+	if outputPath != "" {
+		merged["HUBFLOW_OUTPUT"] = outputPath
+	}
+	env := make([]string, 0, len(merged))
+	for _, key := range sortedKeys(merged) {
+		env = append(env, key+"="+merged[key])
+	}
+	return env, nil
+}
+
+// findCommand resolves a command as execvp would, by the child's own PATH.
+func findCommand(name string, env []string) (string, error) {
+	if strings.ContainsRune(name, '/') {
+		return name, nil // executed as it is; explainStart tells what is wrong with it
+	}
+	path := defaultPath
+	for _, entry := range env {
+		if value, ok := strings.CutPrefix(entry, "PATH="); ok {
+			path = value
+		}
+	}
+	notExecutable := ""
+	for _, directory := range strings.Split(path, ":") {
+		candidate := filepath.Join(directory, name)
+		if directory == "" || directory == "." {
+			candidate = "./" + name
+		}
+		info, err := os.Stat(candidate)
+		if err != nil || info.IsDir() {
+			continue
+		}
+		if syscall.Access(candidate, 1) == nil {
+			return candidate, nil
+		}
+		notExecutable = candidate
+	}
+	if notExecutable != "" {
+		return "", &startError{exitNotExecutable, fmt.Sprintf("the command %q was found as %s, but this user may not execute it: make it executable (chmod +x) in the image", name, notExecutable)}
+	}
+	return "", &startError{exitNotFound, fmt.Sprintf("the command %q was not found on the PATH (%s): install it in the image, give its full path, or name another image", name, path)}
+}
+
+// explainStart turns the kernel's answer into a reason and a way to mend it.
+func explainStart(path string, err error) error {
+	var number syscall.Errno
+	if !errors.As(err, &number) {
+		return &startError{exitNotExecutable, fmt.Sprintf("%s could not be started: %v", path, err)}
+	}
+	problem := func(status int, format string, args ...any) error {
+		return &startError{status, fmt.Sprintf("%s could not be started: ", path) + fmt.Sprintf(format, args...)}
+	}
+	info, statErr := os.Stat(path)
+	switch number {
+	case syscall.ENOENT, syscall.ENOTDIR:
+		if statErr != nil {
+			return problem(exitNotFound, "there is no such file. Check the path in the workflow's command, and whether the image or an artifact brings it")
+		}
+		return problem(exitNotExecutable, "%s", missingInterpreter(path))
+	case syscall.EACCES, syscall.EPERM:
+		if statErr == nil && info.IsDir() {
+			return problem(exitNotExecutable, "it is a directory. Name the program in it")
+		}
+		if statErr == nil && info.Mode()&0o111 == 0 {
+			return problem(exitNotExecutable, "it is not executable (mode %v). Run chmod +x on it in the image, or start it by its interpreter, for example: sh %s", info.Mode().Perm(), path)
+		}
+		return problem(exitNotExecutable, "permission denied for user %d. Check the modes of the file, of its directories and of its interpreter, and that it is not on a noexec mount", os.Getuid())
+	case syscall.ENOEXEC:
+		return problem(exitNotExecutable, "%s", wrongFormat(path))
+	case syscall.E2BIG:
+		return problem(exitNotExecutable, "arguments and environment are too large for the kernel (one string may have 128 KiB). Hand large inputs over as a file or an artifact")
+	case syscall.EAGAIN, syscall.ENOMEM:
+		return problem(exitNotExecutable, "no process or memory is left here (%v). Raise the limits of the job, or try again later", number)
+	case syscall.ELOOP:
+		return problem(exitNotExecutable, "its path has too many symbolic links. Check the links in the image")
+	case syscall.ETXTBSY:
+		return problem(exitNotExecutable, "it is still being written by another process. End what writes it before it is run")
+	}
+	return problem(exitNotExecutable, "%v", number)
+}
+
+// missingInterpreter explains a file that is there and yet "not found".
+func missingInterpreter(path string) string {
+	if line, ok := shebang(path); ok {
+		carriage := ""
+		if strings.HasSuffix(line, "\r") {
+			carriage = " The line ends in CR LF: save the script with Unix line ends (dos2unix)."
+		}
+		return fmt.Sprintf("its interpreter %q is not in the image.%s Install it, or change the first line of the script", strings.TrimRight(line, "\r"), carriage)
+	}
+	if file, err := elf.Open(path); err == nil {
+		defer file.Close()
+		for _, program := range file.Progs {
+			if program.Type == elf.PT_INTERP {
+				loader := make([]byte, min(program.Filesz, 256))
+				_, _ = program.ReadAt(loader, 0)
+				return fmt.Sprintf("its loader %s is not in the image: it was built for another C library (glibc or musl). Use an image of the same kind, or build it statically", bytes.TrimRight(loader, "\x00"))
+			}
+		}
+	}
+	return "a file that it needs to start is not in the image"
+}
+
+// wrongFormat explains a file that the kernel does not take for a program.
+func wrongFormat(path string) string {
+	if file, err := elf.Open(path); err == nil {
+		defer file.Close()
+		return fmt.Sprintf("it is built for %s, this machine is %s. Use an image for this platform, or one for several (docker buildx build --platform)", machineName(file.Machine), runtime.GOARCH)
+	}
+	head := make([]byte, 2)
+	if file, err := os.Open(path); err == nil {
+		n, _ := file.Read(head)
+		file.Close()
+		if n == 0 {
+			return "the file is empty. Check the step that should have written it"
+		}
+	}
+	return fmt.Sprintf("it is neither a program nor a script with a first line like #!/bin/sh. Add that line, or start it as: sh %s", path)
+}
+
+func machineName(machine elf.Machine) string {
+	switch machine {
+	case elf.EM_X86_64:
+		return "amd64"
+	case elf.EM_AARCH64:
+		return "arm64"
+	case elf.EM_386:
+		return "386"
+	case elf.EM_ARM:
+		return "arm"
+	}
+	return machine.String()
+}
+
+// shebang returns the interpreter named on the first line.
+func shebang(path string) (string, bool) {
+	file, err := os.Open(path)
+	if err != nil {
+		return "", false
+	}
+	defer file.Close()
+	head := make([]byte, 256)
+	n, _ := file.Read(head)
+	line, _, _ := bytes.Cut(head[:n], []byte("\n"))
+	rest, ok := bytes.CutPrefix(line, []byte("#!"))
+	return strings.TrimLeft(string(rest), " \t"), ok
+}

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"syscall"
+	"time"
+	"unsafe"
+)
+
+// copyBuffer is what one read takes at most; pipeSize is what we ask the kernel to hold, so that a child in full flow is
+// seldom put to sleep (an unprivileged process may ask for 1 MiB).
+const (
+	copyBuffer = 256 << 10
+	pipeSize   = 1 << 20
+)
+
+// copier passes the child's output on as it comes and lets the scanner see it.
+type copier struct {
+	out     io.Writer
+	scanner io.Writer
+	activity
+
+	passed int64
+	lost   int64
+	err    error // why output could not be passed on; read it after the end of copy
+}
+
+func outputPipe() (reader, writer *os.File, err error) {
+	var ends [2]int
+	if err := syscall.Pipe2(ends[:], syscall.O_CLOEXEC); err != nil {
+		return nil, nil, err
+	}
+	const setPipeSize = 1031 // F_SETPIPE_SZ
+	_, _, _ = syscall.Syscall(syscall.SYS_FCNTL, uintptr(ends[0]), setPipeSize, pipeSize)
+	return os.NewFile(uintptr(ends[0]), "output"), os.NewFile(uintptr(ends[1]), "output"), nil
+}
+
+// pending is the number of bytes that wait in the pipe.
+func pending(pipe *os.File) int {
+	connection, err := pipe.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	var count int32
+	_ = connection.Control(func(fd uintptr) {
+		_, _, _ = syscall.Syscall(syscall.SYS_IOCTL, fd, syscall.TIOCINQ, uintptr(unsafe.Pointer(&count)))
+	})
+	return int(count)
+}
+
+// copy reads until no process holds the other end any more. If the output cannot be passed on (its reader is gone, the disk is
+// full) it goes on reading, so that the child neither blocks nor dies of it; what is lost is counted.
+func (c *copier) copy(pipe io.ReadCloser) {
+	defer pipe.Close()
+	buffer := make([]byte, copyBuffer)
+	for {
+		n, err := pipe.Read(buffer)
+		c.last.Store(time.Now().UnixNano())
+		if n > 0 {
+			c.pass(buffer[:n])
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (c *copier) pass(piece []byte) {
+	if c.err == nil {
+		c.inCall.Store(true)
+		written, err := c.out.Write(piece)
+		c.inCall.Store(false)
+		c.last.Store(time.Now().UnixNano())
+		c.passed += int64(written)
+		c.lost += int64(len(piece) - written)
+		c.err = err
+	} else {
+		c.lost += int64(len(piece))
+	}
+	_, _ = c.scanner.Write(piece)
+}
+
+func (c *copier) lastActivity() time.Time { return time.Unix(0, c.last.Load()) }
+func (c *copier) writing() bool           { return c.inCall.Load() }
+
+// warning says what was lost, "" for nothing.
+func (c *copier) warning() string {
+	if c.err == nil {
+		return ""
+	}
+	return fmt.Sprintf("after %d bytes the job's output could not be passed on (%v); %d bytes were lost. The job itself was not disturbed; look at what reads the container's log, or at its disk", c.passed, c.err, c.lost)
+}

@@ -1,0 +1,348 @@
+package main
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"slices"
+	"sort"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// packer writes the selected part of a tree as a tar stream. It works through os.Root, so that what the tree's links say never
+// leads out of it, and holds no more than one file's buffer.
+type packer struct {
+	ctx       context.Context
+	selection *selection
+	matched   []bool // by pattern
+	tar       *tar.Writer
+	under     *countingWriter
+	index     *indexWriter // nil: none is wanted
+	links     map[inode]string
+	buffer    []byte
+
+	files    int64
+	warnings []string
+}
+
+// inode identifies a file, to find its other names.
+type inode struct{ device, number uint64 }
+
+// countingWriter knows the place in the tar stream.
+type countingWriter struct {
+	to io.Writer
+	at int64
+}
+
+func (w *countingWriter) Write(p []byte) (int, error) {
+	n, err := w.to.Write(p)
+	w.at += int64(n)
+	return n, err
+}
+
+const packBuffer = 256 << 10
+
+func newPacker(ctx context.Context, to io.Writer, selected *selection, index *indexWriter) *packer {
+	under := &countingWriter{to: to}
+	return &packer{
+		ctx: ctx, selection: selected, matched: make([]bool, len(selected.patterns)), tar: tar.NewWriter(under), under: under,
+		index: index, links: map[inode]string{}, buffer: make([]byte, packBuffer),
+	}
+}
+
+// pack writes everything selected below base, and the end of the archive.
+func (p *packer) pack(base string) error {
+	root, err := os.OpenRoot(base)
+	if errors.Is(err, os.ErrNotExist) {
+		return p.tar.Close()
+	}
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	positions, whole := p.selection.start()
+	for _, i := range whole {
+		p.matched[i] = true
+	}
+	if err := p.directory(root, "", positions, len(whole) > 0); err != nil {
+		return err
+	}
+	return p.tar.Close()
+}
+
+// missing lists the patterns that matched nothing.
+func (p *packer) missing() (texts []string) {
+	for i, found := range p.matched {
+		if !found {
+			texts = append(texts, p.selection.patterns[i].text)
+		}
+	}
+	return texts
+}
+
+func (p *packer) warn(format string, args ...any) {
+	const most = 20
+	if len(p.warnings) < most {
+		p.warnings = append(p.warnings, fmt.Sprintf(format, args...))
+	} else if len(p.warnings) == most {
+		p.warnings = append(p.warnings, "more of this kind")
+	}
+}
+
+// directory goes through one directory: all of it, or what the positions select.
+func (p *packer) directory(root *os.Root, prefix string, positions []position, all bool) error {
+	names, any := p.selection.names(positions)
+	if all || any {
+		var err error
+		if names, err = p.list(root, prefix); err != nil {
+			return err
+		}
+	}
+	sort.Strings(names)
+	for _, name := range slices.Compact(names) {
+		if err := p.ctx.Err(); err != nil {
+			return err
+		}
+		if err := p.entry(root, prefix, name, positions, all); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *packer) list(root *os.Root, prefix string) ([]string, error) {
+	directory, err := root.Open(".")
+	if err != nil {
+		return nil, p.unreadable(prefix, err)
+	}
+	defer directory.Close()
+	names, err := directory.Readdirnames(-1)
+	if err != nil {
+		return nil, p.unreadable(prefix, err)
+	}
+	return slices.DeleteFunc(names, func(name string) bool { return strings.HasPrefix(name, stagingPrefix) }), nil
+}
+
+func (p *packer) unreadable(name string, err error) error {
+	return fmt.Errorf("%q cannot be read: %w. Save it as the user who owns it, or leave it out of the paths", name, pathCause(err))
+}
+
+func (p *packer) entry(root *os.Root, prefix, name string, positions []position, all bool) error {
+	full := path.Join(prefix, name)
+	info, err := root.Lstat(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // never there, or gone since
+	}
+	if err != nil {
+		return p.unreadable(full, err)
+	}
+	below, complete := p.selection.step(positions, name)
+	for _, i := range complete {
+		p.matched[i] = true
+	}
+	taken := all || len(complete) > 0
+	if !all && info.Mode()&os.ModeSymlink != 0 {
+		// A link that is named, or lies on the way to what is named, means what it leads to, if that is inside.
+		if info, err = root.Stat(name); err != nil {
+			if taken {
+				p.warn("%q is a link that leads nowhere or out of the saved tree; it was left out. Name the files themselves", full)
+			}
+			return nil
+		}
+	}
+	if info.IsDir() {
+		return p.enter(root, full, name, info, below, taken)
+	}
+	if !taken {
+		return nil
+	}
+	return p.leaf(root, full, name, info)
+}
+
+func (p *packer) enter(root *os.Root, full, name string, info os.FileInfo, below []position, taken bool) error {
+	if !taken && len(below) == 0 {
+		return nil
+	}
+	sub, err := root.OpenRoot(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return p.unreadable(full, err)
+	}
+	defer sub.Close()
+	if taken {
+		header := p.header(full+"/", info)
+		header.Typeflag = tar.TypeDir
+		if err := p.write(header); err != nil {
+			return err
+		}
+	}
+	return p.directory(sub, full, below, taken)
+}
+
+// leaf writes what is not a directory.
+func (p *packer) leaf(root *os.Root, full, name string, info os.FileInfo) error {
+	switch info.Mode().Type() {
+	case 0:
+		return p.file(root, full, name)
+	case os.ModeSymlink:
+		target, err := root.Readlink(name)
+		if err != nil {
+			return p.unreadable(full, err)
+		}
+		if !linkStaysInside(full, target) {
+			p.warn("the link %q leads out of the saved tree (to %q) and was left out: it could not be unpacked safely elsewhere", full, target)
+			return nil
+		}
+		header := p.header(full, info)
+		header.Typeflag, header.Linkname = tar.TypeSymlink, target
+		return p.write(header)
+	}
+	p.warn("%q is a %s and was left out: only files, directories and links can be saved", full, kindName(info.Mode()))
+	return nil
+}
+
+func kindName(mode os.FileMode) string {
+	switch {
+	case mode&os.ModeNamedPipe != 0:
+		return "named pipe"
+	case mode&os.ModeSocket != 0:
+		return "socket"
+	case mode&os.ModeDevice != 0:
+		return "device"
+	}
+	return "special file"
+}
+
+// linkStaysInside says whether a link's target, as it is written, is inside the tree that the link's name is relative to.
+func linkStaysInside(name, target string) bool {
+	if target == "" || path.IsAbs(target) {
+		return false
+	}
+	joined := path.Join(path.Dir(name), target)
+	return joined != ".." && !strings.HasPrefix(joined, "../")
+}
+
+// header has what all kinds of entries share. Setuid and setgid are not carried over: an archive that has them is refused.
+func (p *packer) header(name string, info os.FileInfo) *tar.Header {
+	header := &tar.Header{Name: name, Mode: int64(info.Mode().Perm()), ModTime: info.ModTime(), Format: tar.FormatPAX}
+	if info.Mode()&os.ModeSticky != 0 {
+		header.Mode |= 0o1000
+	}
+	if info.Mode()&(os.ModeSetuid|os.ModeSetgid) != 0 && !info.IsDir() {
+		p.warn("%q lost its setuid or setgid bit: archives do not carry rights", name)
+	}
+	if status, ok := info.Sys().(*syscall.Stat_t); ok {
+		header.Uid, header.Gid = int(status.Uid), int(status.Gid)
+	}
+	return header
+}
+
+func (p *packer) write(header *tar.Header) error {
+	// A whole second needs no further header block.
+	if header.ModTime.Nanosecond() == 0 && header.ModTime.Unix() >= 0 && header.Size < 8<<30 {
+		header.Format = tar.FormatUnknown
+	}
+	if err := p.tar.WriteHeader(header); err != nil {
+		if errors.Is(err, tar.ErrHeader) {
+			return fmt.Errorf("%q cannot be put into an archive: %w", header.Name, err)
+		}
+		return err
+	}
+	if header.Typeflag != tar.TypeDir {
+		p.files++
+	}
+	return p.index.add(header, p.under.at)
+}
+
+// file writes a regular file, as it is at the moment of opening.
+func (p *packer) file(root *os.Root, full, name string) error {
+	file, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return p.unreadable(full, err)
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return p.unreadable(full, err)
+	}
+	if !info.Mode().IsRegular() {
+		return p.unreadable(full, errors.New("it became something else while it was being saved"))
+	}
+	header := p.header(full, info)
+	header.Typeflag = tar.TypeReg
+	if first := p.otherName(full, info); first != "" {
+		header.Typeflag, header.Linkname = tar.TypeLink, first
+		return p.write(header)
+	}
+	header.Size = info.Size()
+	if segments := dataSegments(file, info); segments != nil {
+		return p.sparse(file, header, segments)
+	}
+	if err := p.write(header); err != nil {
+		return err
+	}
+	return p.content(full, file, header.Size)
+}
+
+// otherName returns the name under which this very file is in the archive already.
+func (p *packer) otherName(full string, info os.FileInfo) string {
+	status, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || status.Nlink < 2 {
+		return ""
+	}
+	id := inode{uint64(status.Dev), status.Ino}
+	if first, seen := p.links[id]; seen {
+		return first
+	}
+	p.links[id] = full
+	return ""
+}
+
+// content writes size bytes. A file that shrinks meanwhile is filled up with zeros, as tar does, and told.
+func (p *packer) content(name string, from io.Reader, size int64) error {
+	for left := size; left > 0; {
+		n, err := from.Read(p.buffer[:min(left, int64(len(p.buffer)))])
+		if n > 0 {
+			if _, err := p.tar.Write(p.buffer[:n]); err != nil {
+				return err
+			}
+			left -= int64(n)
+		}
+		if err == io.EOF && left > 0 {
+			p.warn("%q became shorter while it was being saved; it was filled up with zeros", name)
+			return p.zeros(left)
+		}
+		if err != nil && err != io.EOF {
+			return p.unreadable(name, err)
+		}
+		if err := p.ctx.Err(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *packer) zeros(left int64) error {
+	clear(p.buffer)
+	for left > 0 {
+		n, err := p.tar.Write(p.buffer[:min(left, int64(len(p.buffer)))])
+		if err != nil {
+			return err
+		}
+		left -= int64(n)
+	}
+	return nil
+}
+
+var epoch = time.Unix(0, 0)

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+	"unsafe"
+)
+
+// What the wrapper asks of the kernel about processes, itself included.
+
+const (
+	prSetDumpable       = 4
+	prSetChildSubreaper = 36
+)
+
+// prepareProcess makes the wrapper the parent of its orphaned descendants, and keeps its memory (presigned addresses, secret
+// values) out of core files and of other processes of the same user.
+func prepareProcess() {
+	_, _, _ = syscall.RawSyscall(syscall.SYS_PRCTL, prSetChildSubreaper, 1, 0)
+	_, _, _ = syscall.RawSyscall(syscall.SYS_PRCTL, prSetDumpable, 0, 0)
+}
+
+// openNull is the child's stdin. An image without /dev gets the reading end of a pipe that nobody writes to.
+func openNull() (*os.File, error) {
+	if null, err := os.OpenFile("/dev/null", os.O_RDONLY, 0); err == nil {
+		return null, nil
+	}
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	return reader, writer.Close()
+}
+
+// killGroup kills the child's group, and every other descendant that can be found.
+func killGroup(group int) {
+	_ = syscall.Kill(-group, syscall.SIGKILL)
+	for _, pid := range descendants(os.Getpid()) {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+}
+
+// killDescendants kills until nobody is left: the group, then whoever left it (all of them are our descendants, since we are
+// their reaper). Without /proc only a PID 1 can reach those.
+func killDescendants(group int, reaped <-chan struct{}) {
+	giveUp := time.After(2 * time.Second)
+	for {
+		if os.Getpid() == 1 {
+			_ = syscall.Kill(-1, syscall.SIGKILL)
+		}
+		killGroup(group)
+		select {
+		case <-reaped:
+			return
+		case <-giveUp:
+			return
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// descendants lists the living descendants of a process, from /proc; nothing where there is no /proc.
+func descendants(root int) []int {
+	directory, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer directory.Close()
+	names, err := directory.Readdirnames(-1)
+	if err != nil {
+		return nil
+	}
+	children := map[int][]int{}
+	for _, name := range names {
+		pid, err := strconv.Atoi(name)
+		if err != nil {
+			continue
+		}
+		if parent, alive := parentOf(name); alive {
+			children[parent] = append(children[parent], pid)
+		}
+	}
+	var found []int
+	for queue := children[root]; len(queue) > 0; queue = queue[1:] {
+		found = append(found, queue[0])
+		queue = append(queue, children[queue[0]]...)
+	}
+	return found
+}
+
+// parentOf reads /proc/PID/stat: `pid (name) state ppid ...`, where the name may hold anything.
+func parentOf(pid string) (parent int, alive bool) {
+	stat, err := os.ReadFile("/proc/" + pid + "/stat")
+	if err != nil {
+		return 0, false
+	}
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	if len(fields) < 2 || fields[0][0] == 'Z' {
+		return 0, false
+	}
+	parent, err = strconv.Atoi(string(fields[1]))
+	return parent, err == nil
+}
+
+// utimensat sets the times of name in the directory fd, or, with name "", of fd itself.
+func utimensat(fd int, name string, times *[2]syscall.Timespec, flags int) error {
+	var path *byte
+	if name != "" {
+		var err error
+		if path, err = syscall.BytePtrFromString(name); err != nil {
+			return err
+		}
+	} else {
+		flags = 0
+	}
+	_, _, number := syscall.Syscall6(syscall.SYS_UTIMENSAT, uintptr(fd), uintptr(unsafe.Pointer(path)), uintptr(unsafe.Pointer(times)), uintptr(flags), 0, 0)
+	if number != 0 {
+		return number
+	}
+	return nil
+}

@@ -1,0 +1,434 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"io"
+	"os"
+	"path"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Unpacking treats every archive as hostile. It works below an os.Root, in a fresh directory that nobody else knows, and
+// refuses what has no business in a cache or an artifact. Nothing it makes is visible to the job before commit.go moves it.
+
+// Defaults of archive_limits.
+const (
+	defaultMostBytes   = 256 << 30
+	defaultMostEntries = 2_000_000
+	defaultMostDepth   = 128
+	mostDirectories    = 300_000 // their modes and times are kept in memory until the end
+	mostPathBytes      = 4096
+)
+
+func (l *ArchiveLimits) applyDefaults() {
+	if l.Bytes <= 0 {
+		l.Bytes = defaultMostBytes
+	}
+	if l.Entries <= 0 {
+		l.Entries = defaultMostEntries
+	}
+	if l.Depth <= 0 {
+		l.Depth = defaultMostDepth
+	}
+}
+
+// refusal is an archive that was not unpacked because of what is in it.
+type refusal struct{ reason string }
+
+func (e *refusal) Error() string {
+	return "the archive was refused: " + e.reason + ". Nothing of it was unpacked"
+}
+
+func refuse(format string, args ...any) error { return &refusal{fmt.Sprintf(format, args...)} }
+
+type unpacker struct {
+	ctx    context.Context
+	root   *os.Root
+	limits ArchiveLimits
+
+	entries, files, bytes int64
+	directories           []madeDirectory // their modes and times are set last
+	known                 map[string]bool // directories that exist
+	symlinks              []string
+	folded                map[uint64]foldedName
+	seed                  maphash.Seed
+
+	parent     *os.Root // of the last entry, since entries of one directory follow one another
+	parentName string
+	parentFile *os.File // the same, as a descriptor
+	owners     bool     // may we give files away?
+	buffer     []byte
+}
+
+type madeDirectory struct {
+	name   string
+	header *tar.Header
+}
+
+// foldedName is what is known of names that some file systems take for the same.
+type foldedName struct {
+	exact uint64
+	kind  byte
+}
+
+func newUnpacker(ctx context.Context, root *os.Root, limits ArchiveLimits) *unpacker {
+	return &unpacker{
+		ctx: ctx, root: root, limits: limits, known: map[string]bool{".": true}, folded: map[uint64]foldedName{},
+		seed: maphash.MakeSeed(), owners: os.Geteuid() == 0, buffer: make([]byte, 256<<10),
+	}
+}
+
+// unpack reads a tar stream to its end.
+func (u *unpacker) unpack(from io.Reader) error {
+	defer u.leaveParent()
+	archive := tar.NewReader(from)
+	for {
+		if err := u.ctx.Err(); err != nil {
+			return err
+		}
+		header, err := archive.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil && !errors.Is(err, tar.ErrInsecurePath) { // insecure paths: we look ourselves
+			return unreadableArchive(err)
+		}
+		if err := u.entry(archive, header); err != nil {
+			return err
+		}
+	}
+	// What follows the end of the tar stream must be read, for the checksum is behind it; it can only be padding.
+	if rest, err := io.Copy(io.Discard, io.LimitReader(from, 1<<20)); err != nil {
+		return unreadableArchive(err)
+	} else if rest == 1<<20 {
+		return refuse("it goes on after its end")
+	}
+	u.leaveParent()
+	return u.finish()
+}
+
+func unreadableArchive(err error) error {
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return errIncomplete
+	}
+	if errors.Is(err, tar.ErrHeader) {
+		return errors.New("the archive is damaged: it is not a tar stream")
+	}
+	return err
+}
+
+func (u *unpacker) entry(content io.Reader, header *tar.Header) error {
+	if header.Typeflag == tar.TypeXGlobalHeader {
+		return nil
+	}
+	name, err := u.checkName(header)
+	if err != nil || name == "." {
+		return err
+	}
+	if err := u.count(name, header); err != nil {
+		return err
+	}
+	if err := u.checkCollision(name, header.Typeflag); err != nil {
+		return err
+	}
+	if err := u.enterParent(path.Dir(name)); err != nil {
+		return err
+	}
+	switch header.Typeflag {
+	case tar.TypeDir:
+		return u.directory(name, header)
+	case tar.TypeReg, tar.TypeGNUSparse, '\x00':
+		return u.file(content, name, header)
+	case tar.TypeSymlink:
+		return u.symlink(name, header)
+	case tar.TypeLink:
+		return u.hardlink(name, header)
+	}
+	return refuse("%q is a device, a pipe or of another kind that has no place in a cache or artifact (type %q)", name, header.Typeflag)
+}
+
+// checkName refuses names that do not stay inside; "." is the top itself.
+func (u *unpacker) checkName(header *tar.Header) (string, error) {
+	raw := header.Name
+	if raw == "" || strings.IndexByte(raw, 0) >= 0 || len(raw) > mostPathBytes {
+		return "", refuse("the name %.60q is empty, too long or holds a NUL byte", raw)
+	}
+	if path.IsAbs(raw) {
+		return "", refuse("the name %.200q is absolute", raw)
+	}
+	for _, part := range strings.Split(raw, "/") {
+		if part == ".." {
+			return "", refuse("the name %.200q leads out of the target", raw)
+		}
+	}
+	name := path.Clean(raw)
+	if strings.HasPrefix(name, stagingPrefix) {
+		return "", refuse("the name %.200q belongs to the wrapper", raw)
+	}
+	if header.Mode&0o6000 != 0 && header.Typeflag != tar.TypeDir {
+		return "", refuse("%.200q is setuid or setgid", raw)
+	}
+	return name, nil
+}
+
+func (u *unpacker) count(name string, header *tar.Header) error {
+	u.entries++
+	if u.entries > u.limits.Entries {
+		return refuse("it has more than %d entries", u.limits.Entries)
+	}
+	if depth := strings.Count(name, "/") + 1; depth > u.limits.Depth {
+		return refuse("%.200q is %d directories deep, the limit is %d", name, depth, u.limits.Depth)
+	}
+	if header.Size < 0 || header.Size > u.limits.Bytes-u.bytes {
+		return refuse("unpacked it has more than %d bytes (%.200q has %d)", u.limits.Bytes, name, header.Size)
+	}
+	u.bytes += header.Size
+	return nil
+}
+
+// checkCollision refuses names that differ only in case or Unicode form where that could make one entry act on the other: a
+// link or a file where the other is a directory. Two plain files are refused only by file systems that cannot hold both.
+func (u *unpacker) checkCollision(name string, kind byte) error {
+	if kind == '\x00' || kind == tar.TypeLink || kind == tar.TypeGNUSparse {
+		kind = tar.TypeReg
+	}
+	exact := maphash.String(u.seed, name)
+	key := maphash.String(u.seed, foldName(name))
+	before, seen := u.folded[key]
+	if !seen {
+		u.folded[key] = foldedName{exact, kind}
+		return nil
+	}
+	if before.exact == exact {
+		if kind == tar.TypeDir && before.kind == tar.TypeDir {
+			return nil
+		}
+		return refuse("%.200q is in it twice", name)
+	}
+	if kind != before.kind || kind == tar.TypeSymlink {
+		return refuse("%.200q differs only in case or Unicode form from another entry of another kind", name)
+	}
+	return nil
+}
+
+// enterParent opens the directory of the next entry, making it where the archive left it out. Its path may hold no link.
+func (u *unpacker) enterParent(name string) error {
+	if u.parent != nil && u.parentName == name {
+		return nil
+	}
+	u.leaveParent()
+	if err := u.makeDirectories(name); err != nil {
+		return err
+	}
+	parent, err := u.root.OpenRoot(name)
+	if err != nil {
+		return u.cannot("open", name, err)
+	}
+	u.parent, u.parentName = parent, name
+	return nil
+}
+
+func (u *unpacker) leaveParent() {
+	if u.parentFile != nil {
+		u.parentFile.Close()
+		u.parentFile = nil
+	}
+	if u.parent != nil {
+		u.parent.Close()
+		u.parent = nil
+	}
+}
+
+func (u *unpacker) makeDirectories(name string) error {
+	if u.known[name] {
+		return nil
+	}
+	if err := u.makeDirectories(path.Dir(name)); err != nil {
+		return err
+	}
+	if len(u.known) > mostDirectories {
+		return refuse("it has more than %d directories", mostDirectories)
+	}
+	err := u.root.Mkdir(name, 0o755)
+	if errors.Is(err, os.ErrExist) {
+		return refuse("%.200q is used as a directory but is something else", name)
+	}
+	if err != nil {
+		return u.cannot("make", name, err)
+	}
+	u.known[name] = true
+	return nil
+}
+
+func (u *unpacker) directory(name string, header *tar.Header) error {
+	if err := u.makeDirectories(name); err != nil {
+		return err
+	}
+	u.directories = append(u.directories, madeDirectory{name, &tar.Header{Mode: header.Mode, ModTime: header.ModTime, Uid: header.Uid, Gid: header.Gid}})
+	return nil
+}
+
+// cannot tells failures of the file system from tricks: a path that suddenly leads elsewhere was tampered with.
+func (u *unpacker) cannot(verb, name string, err error) error {
+	cause := pathCause(err)
+	if errors.Is(err, os.ErrExist) {
+		return refuse("%.200q is in it twice, or this file system takes it for another entry", name)
+	}
+	if errors.Is(cause, syscall.ENOSPC) || errors.Is(cause, syscall.EDQUOT) {
+		return fmt.Errorf("no space is left while unpacking %.200q (%d bytes so far). Give the job more disk, or save less", name, u.bytes)
+	}
+	return fmt.Errorf("cannot %s %.200q: %w", verb, name, cause)
+}
+
+func (u *unpacker) file(content io.Reader, name string, header *tar.Header) error {
+	base := path.Base(name)
+	file, err := u.parent.OpenFile(base, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return u.cannot("make", name, err)
+	}
+	err = u.fill(file, content, name, header)
+	if err == nil {
+		err = u.attributes(file, header)
+	}
+	if closeErr := file.Close(); err == nil && closeErr != nil {
+		err = u.cannot("write", name, closeErr)
+	}
+	u.files++
+	return err
+}
+
+// fill writes the content; of files that were saved with holes, blocks of zeros are left out again.
+func (u *unpacker) fill(file *os.File, content io.Reader, name string, header *tar.Header) error {
+	sparse := header.Typeflag == tar.TypeGNUSparse || header.PAXRecords["GNU.sparse.major"] != ""
+	at := int64(0)
+	for at < header.Size {
+		n, err := io.ReadFull(content, u.buffer[:min(int64(len(u.buffer)), header.Size-at)])
+		if n > 0 && !(sparse && allZero(u.buffer[:n])) {
+			if _, err := file.WriteAt(u.buffer[:n], at); err != nil {
+				return u.cannot("write", name, err)
+			}
+		}
+		at += int64(n)
+		if err != nil {
+			return unreadableArchive(err)
+		}
+		if err := u.ctx.Err(); err != nil {
+			return err
+		}
+	}
+	if sparse {
+		if err := file.Truncate(header.Size); err != nil {
+			return u.cannot("write", name, err)
+		}
+	}
+	return nil
+}
+
+var zeroBlock = make([]byte, 256<<10)
+
+func allZero(block []byte) bool { return bytes.Equal(block, zeroBlock[:len(block)]) }
+
+// attributes sets owner, mode and time; in this order, for each may undo the one before.
+func (u *unpacker) attributes(file *os.File, header *tar.Header) error {
+	if u.owners && (header.Uid != 0 || header.Gid != 0) {
+		_ = file.Chown(header.Uid, header.Gid) // "where possible"
+	}
+	if err := file.Chmod(modeOf(header)); err != nil {
+		return u.cannot("set the mode of", file.Name(), err)
+	}
+	return setTime(int(file.Fd()), "", header.ModTime)
+}
+
+func modeOf(header *tar.Header) os.FileMode {
+	mode := os.FileMode(header.Mode & 0o777)
+	if header.Mode&0o1000 != 0 {
+		mode |= os.ModeSticky
+	}
+	return mode
+}
+
+func (u *unpacker) symlink(name string, header *tar.Header) error {
+	if !linkStaysInside(name, header.Linkname) {
+		return refuse("the link %.200q leads out of the target, to %.200q", name, header.Linkname)
+	}
+	if err := u.parent.Symlink(header.Linkname, path.Base(name)); err != nil {
+		return u.cannot("make", name, err)
+	}
+	u.symlinks = append(u.symlinks, name)
+	u.files++
+	directory, err := u.parentDescriptor()
+	if err != nil {
+		return u.cannot("open", path.Dir(name), err)
+	}
+	if u.owners {
+		_ = u.parent.Lchown(path.Base(name), header.Uid, header.Gid)
+	}
+	return setTime(directory, path.Base(name), header.ModTime)
+}
+
+// parentDescriptor is the parent for calls that os.Root does not have.
+func (u *unpacker) parentDescriptor() (int, error) {
+	if u.parentFile == nil {
+		file, err := u.parent.Open(".")
+		if err != nil {
+			return 0, err
+		}
+		u.parentFile = file
+	}
+	return int(u.parentFile.Fd()), nil
+}
+
+func (u *unpacker) hardlink(name string, header *tar.Header) error {
+	target := path.Clean(header.Linkname)
+	if path.IsAbs(header.Linkname) || target == ".." || strings.HasPrefix(target, "../") {
+		return refuse("the hard link %.200q leads out of the target, to %.200q", name, header.Linkname)
+	}
+	info, err := u.root.Lstat(target)
+	if err != nil || !info.Mode().IsRegular() {
+		return refuse("the hard link %.200q names %.200q, which is no file that came before it", name, header.Linkname)
+	}
+	if err := u.root.Link(target, name); err != nil {
+		return u.cannot("link", name, err)
+	}
+	u.files++
+	return nil
+}
+
+// finish judges the links by what they lead to in the finished tree, then sets what later entries would have disturbed.
+func (u *unpacker) finish() error {
+	for _, name := range u.symlinks {
+		if _, err := u.root.Stat(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return refuse("the link %.200q leads out of the target, round in circles, or through a file", name)
+		}
+	}
+	for i := len(u.directories) - 1; i >= 0; i-- {
+		made := u.directories[i]
+		directory, err := u.root.Open(made.name)
+		if err != nil {
+			return u.cannot("open", made.name, err)
+		}
+		err = u.attributes(directory, made.header)
+		directory.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setTime sets the modification time of an open file, or of a name in an open directory without following it.
+func setTime(fd int, name string, modified time.Time) error {
+	const atSymlinkNoFollow, omit = 0x100, 0x3ffffffe
+	times := [2]syscall.Timespec{{Nsec: omit}, syscall.NsecToTimespec(modified.UnixNano())}
+	if err := utimensat(fd, name, &times, atSymlinkNoFollow); err != nil && err != syscall.ENOSYS {
+		return fmt.Errorf("cannot set the time of %.200q: %w", name, err)
+	}
+	return nil
+}
