@@ -1,0 +1,208 @@
+"""What every bus promises, against each bus: RabbitMQ as the tests start it, and the one inside a process."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+
+import pytest
+
+from shared.bus.amqp import open_amqp_bus
+from shared.bus.memory import MemoryBus
+from shared.bus.protocol import Bus, Consumer, DeadMessage, Message, topic_matcher
+from shared.errors import PermanentError, TemporaryError
+
+QUICK = (0.05, 0.05)
+"""Delays of the tests; RabbitMQ rounds them up to its shortest delay queue."""
+
+
+class DeadLettersInMemory:
+    """For the in-process bus alone; with the database it is tested in tests/integration/test_outbox.py."""
+
+    def __init__(self) -> None:
+        self.messages: dict[tuple[uuid.UUID, str], DeadMessage] = {}
+
+    async def park(self, message: DeadMessage) -> None:
+        self.messages[message.id, message.queue] = message
+
+    async def oldest(self, limit: int) -> list[DeadMessage]:
+        return list(self.messages.values())[:limit]
+
+    async def take(self, ids: Sequence[uuid.UUID]) -> list[DeadMessage]:
+        return [message for message in self.messages.values() if message.id in ids]
+
+    async def forget(self, message: DeadMessage) -> None:
+        self.messages.pop((message.id, message.queue), None)
+
+
+@pytest.fixture(params=["memory", pytest.param("rabbitmq", marks=pytest.mark.servers)])
+async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
+    async with AsyncExitStack() as stack:
+        if request.param == "memory":
+            opened: Bus = MemoryBus(DeadLettersInMemory())
+        else:
+            server = request.getfixturevalue("rabbitmq")
+            opened = await open_amqp_bus(await server.fresh_vhost())
+        stack.push_async_callback(opened.close)
+        yield opened
+
+
+def message(topic: str = "acme.run.created", body: bytes = b"x") -> Message:
+    return Message(uuid.uuid4(), topic, body)
+
+
+class Hearing:
+    """A handler that keeps what it got and does as told."""
+
+    def __init__(self, act: Callable[[Message], Awaitable[None]] | None = None) -> None:
+        self.heard: list[Message] = []
+        self._act = act
+        self._changed = asyncio.Condition()
+
+    async def __call__(self, message: Message) -> None:
+        async with self._changed:
+            self.heard.append(message)
+            self._changed.notify_all()
+        if self._act:
+            await self._act(message)
+
+    async def until(self, count: int, seconds: float = 20) -> list[Message]:
+        async with asyncio.timeout(seconds), self._changed:
+            await self._changed.wait_for(lambda: len(self.heard) >= count)
+        return self.heard
+
+
+async def dead_of(bus: Bus, count: int) -> list[DeadMessage]:
+    async with asyncio.timeout(20):
+        while len(found := await bus.dead()) < count:
+            await asyncio.sleep(0.02)
+    return found
+
+
+async def test_every_group_gets_the_event_and_its_members_share(bus: Bus) -> None:
+    first, second = Hearing(), Hearing()
+    await bus.consume(Consumer("one", ["*.run.*"], first))
+    await bus.consume(Consumer("two", ["acme.#"], second))
+    sent = message()
+    await bus.publish(sent)
+    for hearing in (first, second):
+        [got] = await hearing.until(1)
+        assert (got.id, got.topic, got.body, got.tries) == (sent.id, sent.topic, sent.body, 1)
+
+
+async def test_topics_that_nobody_hears_are_safe_to_publish(bus: Bus) -> None:
+    await bus.publish(message("acme.nobody.listens"))
+
+
+async def test_t75_a_thousand_publishes_do_not_wait_for_one_another(bus: Bus) -> None:
+    hearing = Hearing()
+    await bus.consume(Consumer("one", ["#"], hearing, concurrency=200))
+    await asyncio.gather(*(bus.publish(message(body=str(n).encode())) for n in range(1000)))
+    assert {m.body for m in await hearing.until(1000)} == {str(n).encode() for n in range(1000)}
+
+
+async def test_a_handler_that_fails_is_tried_again_with_its_count(bus: Bus) -> None:
+    async def fail_once(message: Message) -> None:
+        if message.tries == 1:
+            raise TemporaryError("not yet", delay=0.05)
+
+    hearing = Hearing(fail_once)
+    await bus.consume(Consumer("one", ["#"], hearing, retry_delays=QUICK))
+    sent = message()
+    await bus.publish(sent)
+    assert [(m.id, m.topic, m.tries) for m in await hearing.until(2)] == [(sent.id, sent.topic, 1), (sent.id, sent.topic, 2)]
+
+
+async def test_a_failing_message_does_not_hold_up_the_others(bus: Bus) -> None:
+    async def fail_bad(message: Message) -> None:
+        if message.body == b"bad":
+            raise TemporaryError("never")
+
+    hearing = Hearing(fail_bad)
+    await bus.consume(Consumer("one", ["#"], hearing, concurrency=1))
+    bad = asyncio.ensure_future(bus.publish(message(body=b"bad")))
+    await hearing.until(1)
+    good = message(body=b"good")
+    await bus.publish(good)
+    assert good.id in [m.id for m in await hearing.until(2)]
+    bad.cancel()
+
+
+async def test_t76_what_fails_for_good_is_parked_with_the_reason_and_replayed(bus: Bus) -> None:
+    broken = True
+
+    async def act(message: Message) -> None:
+        if broken:
+            raise PermanentError("no such run", reason="UnknownRun")
+
+    hearing = Hearing(act)
+    await bus.consume(Consumer("one", ["#"], hearing))
+    sent = message(body=b"poison")
+    await bus.publish(sent)
+    [dead] = await dead_of(bus, 1)
+    assert (dead.id, dead.topic, dead.body, dead.reason) == (sent.id, sent.topic, b"poison", "UnknownRun: no such run")
+    assert [each.id for each in await dead_of(bus, 1)] == [sent.id], "looking does not remove it"
+    broken = False
+    assert await bus.replay([sent.id]) == [sent.id]
+    again = (await hearing.until(2))[-1]
+    assert (again.id, again.topic, again.tries) == (sent.id, sent.topic, 1)
+    assert await bus.dead() == []
+    assert await bus.replay([sent.id]) == []
+
+
+async def test_a_bug_in_a_handler_is_retried_and_then_parked(bus: Bus) -> None:
+    async def crash(_: Message) -> None:
+        raise ZeroDivisionError("oops")
+
+    hearing = Hearing(crash)
+    await bus.consume(Consumer("one", ["#"], hearing, retry_delays=QUICK))
+    parked = asyncio.ensure_future(bus.publish(message()))
+    await hearing.until(3)
+    [dead] = await dead_of(bus, 1)
+    assert "after 3 tries: ZeroDivisionError: oops" in dead.reason
+    await parked
+
+
+async def test_listeners_hear_events_and_nudges_of_their_topics(bus: Bus) -> None:
+    heard: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+    await bus.listen(["acme.#"], lambda topic, body: heard.put_nowait((topic, body)))
+    await bus.publish(message("other.run.created"))
+    await bus.publish(message("acme.run.created", b"event"))
+    bus.nudge("acme.log.grown", b"nudge")
+    async with asyncio.timeout(10):
+        assert sorted([await heard.get(), await heard.get()]) == [("acme.log.grown", b"nudge"), ("acme.run.created", b"event")]
+
+
+async def test_stopping_finishes_what_is_in_hand_and_takes_nothing_new(bus: Bus) -> None:
+    go_on = asyncio.Event()
+
+    async def wait(_: Message) -> None:
+        await go_on.wait()
+
+    hearing = Hearing(wait)
+    await bus.consume(Consumer("one", ["#"], hearing, concurrency=1))
+    in_hand = asyncio.ensure_future(bus.publish(message()))
+    await hearing.until(1)
+    stopping = asyncio.ensure_future(bus.stop_consuming())
+    later = asyncio.ensure_future(bus.publish(message()))
+    await asyncio.wait([stopping], timeout=0.2)
+    assert not stopping.done()
+    go_on.set()
+    await asyncio.wait_for(stopping, 10)
+    await asyncio.wait_for(in_hand, 10)
+    assert len(hearing.heard) == 1
+    later.cancel()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "topic", "matches"),
+    [
+        ("#", "a.b.c", True), ("*.run.created", "acme.run.created", True), ("*.run.created", "a.b.run.created", False),
+        ("acme.#", "acme", True), ("acme.#", "acme.job.log.stored", True), ("*.job.*", "acme.job.log.stored", False),
+        ("#.stored", "acme.job.log.stored", True), ("a.*.c", "a.b.c", True), ("a.b", "a.bc", False),
+    ],
+)  # fmt: skip
+def test_topics_match_as_in_a_topic_exchange(pattern: str, topic: str, matches: bool) -> None:
+    assert topic_matcher([pattern])(topic) is matches
