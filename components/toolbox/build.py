@@ -31,15 +31,16 @@ NAME = "hubflow-demo/toolbox:latest"
 DIGEST_LABEL = "io.hubflow.toolbox.digest"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "ppc64le": "ppc64le", "s390x": "s390x"}
 SHELLS = ("dash", "bash", "sh")
-PROGRAMS = (
-    "basename cat chmod cp cut date dirname du echo env expr false find grep head hostname id ls mkdir mktemp mv printf "
-    "pwd readlink rm rmdir sed seq sleep sort stat tail tar tee test touch tr true uname uniq wc which xargs"
-).split()
+PROGRAMS = """
+    basename cat chmod cp cut date dirname du echo env expr false find grep head hostname id ls mkdir mktemp mv printf
+    pwd readlink rm rmdir sed seq sleep sort stat tail tar tee test touch tr true uname uniq wc which xargs
+"""
 """What scripts expect beside the shell, where there is no busybox."""
 
-UNWANTED_FOLDERS = frozenset(
-    "test tests idlelib tkinter turtledemo lib2to3 ensurepip distutils pydoc_data site-packages dist-packages".split()
-)
+UNWANTED_FOLDERS = frozenset({
+    "test", "tests", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "distutils", "pydoc_data",
+    "site-packages", "dist-packages",
+})  # fmt: skip
 UNWANTED_FILES = re.compile(r"(_test|_xxtest|xxlimited|_tkinter|_ctypes_test).*\.so|.*\.(a|o|exe)|turtle\.py")
 _PYC = re.compile(rf".*\.{sys.implementation.cache_tag}\.pyc")
 
@@ -54,7 +55,7 @@ COMPONENT = {
 }
 
 
-class Unable(Exception):
+class UnableError(Exception):
     """The image cannot be made here; the text says why and what helps."""
 
 
@@ -73,9 +74,11 @@ class Tree:
 
 
 def collect() -> Tree:
-    """Find everything. Raises Unable."""
+    """Find everything. Raises UnableError."""
     if sys.platform != "linux" or platform.machine() not in ARCHITECTURES:
-        raise Unable(f"the toolbox is made of Linux programs, and this is {platform.system()} on {platform.machine()}")
+        raise UnableError(
+            f"the toolbox is made of Linux programs, and this is {platform.system()} on {platform.machine()}"
+        )
     tree = Tree()
     # Whatever directories the loader was built to look into, they lead to the same place.
     triplet = sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
@@ -112,7 +115,7 @@ def _standard_library(source: Path) -> Iterator[Path]:
 def _git(tree: Tree) -> list[Path]:
     found = shutil.which("git")
     if found is None:
-        raise Unable("there is no git on the PATH: install it")
+        raise UnableError("there is no git on the PATH: install it")
     # Cloning over git:// and from folders needs the main program only, under both of its names.
     home = subprocess.run([found, "--exec-path"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     inside = home.lstrip("/").replace("usr/lib64/", "usr/lib/")
@@ -130,8 +133,8 @@ def _shell(tree: Tree) -> list[Path]:
         return [tree.program(busybox, "busybox")]
     shell = next((path for name in SHELLS if (path := shutil.which(name))), None)
     if shell is None:
-        raise Unable("there is neither busybox nor a shell on the PATH: install busybox-static")
-    others = [(name, path) for name in PROGRAMS if (path := shutil.which(name))]
+        raise UnableError("there is neither busybox nor a shell on the PATH: install busybox-static")
+    others = [(name, path) for name in PROGRAMS.split() if (path := shutil.which(name))]
     return [tree.program(shell, "sh"), *(tree.program(path, name) for name, path in others)]
 
 
@@ -140,7 +143,7 @@ def _libraries(paths: Iterable[Path], *, strict: bool) -> set[str]:
     listed = subprocess.run(["ldd", *map(str, paths)], capture_output=True, text=True, check=False).stdout
     missing = re.findall(r"^\s*(\S+) => not found", listed, re.MULTILINE)
     if strict and missing:
-        raise Unable(f"these libraries are not found on this machine: {', '.join(sorted(set(missing)))}")
+        raise UnableError(f"these libraries are not found on this machine: {', '.join(sorted(set(missing)))}")
     return set(re.findall(r"^\s*(?:\S+ => )?(/\S+) \(0x", listed, re.MULTILINE))
 
 
@@ -219,7 +222,9 @@ def write(target: Path, tree: Tree, digest: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the image hubflow-demo/toolbox from this machine's own programs.")
+    parser = argparse.ArgumentParser(
+        description="Make the image hubflow-demo/toolbox from this machine's own programs."
+    )
     parser.add_argument("--output", type=Path, required=True, help="docker archive to write")
     parser.add_argument("--unless", default="", metavar="DIGEST", help="write nothing if the inputs have this digest")
     options = parser.parse_args()
@@ -229,7 +234,7 @@ def main() -> None:
         made = digest != options.unless
         if made:
             write(options.output, tree, digest)
-    except (Unable, OSError, subprocess.CalledProcessError) as error:
+    except (UnableError, OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"the image cannot be made: {error}")
     print(json.dumps({"image": NAME, "digest": digest, "made": made, "files": len(tree.files)}))
 

@@ -46,8 +46,9 @@ class Stores(unittest.TestCase):
         store = self.open()
         self.assertEqual(len(store), 1)
         store.add("https://example.org/d")
-        self.assertEqual([self.open().find(each) for each in (code, encode(1))],
-                         ["https://example.org/c", "https://example.org/d"])
+        self.assertEqual(
+            [self.open().find(each) for each in (code, encode(1))], ["https://example.org/c", "https://example.org/d"]
+        )
 
     def test_many_threads_never_share_a_code(self) -> None:
         store, codes = self.open(), set()

@@ -44,8 +44,9 @@ class Web(unittest.TestCase):
 
     def test_the_form_answers_with_a_page(self) -> None:
         form = "url=https%3A%2F%2Fexample.org%2F"
-        status, _, text = self.ask("POST", "/links", form, Accept="text/html",
-                                   Content_Type="application/x-www-form-urlencoded")
+        status, _, text = self.ask(
+            "POST", "/links", form, Accept="text/html", Content_Type="application/x-www-form-urlencoded"
+        )
         self.assertEqual(status, 200)
         self.assertIn(encode(0), text)
 

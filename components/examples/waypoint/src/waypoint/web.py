@@ -1,8 +1,8 @@
 """The HTTP side: a page to make links, a redirect for each, and two addresses for machines.
 
-    GET  /            a page with a form            POST /links     {"url": ...} -> {"code", "link"}
-    GET  /<code>      302 to the URL                GET  /<code>+   where it would lead, without going there
-    GET  /healthz     200 while it works            GET  /version   {"version", "commit", "links"}
+GET  /            a page with a form            POST /links     {"url": ...} -> {"code", "link"}
+GET  /<code>      302 to the URL                GET  /<code>+   where it would lead, without going there
+GET  /healthz     200 while it works            GET  /version   {"version", "commit", "links"}
 """
 
 import html
