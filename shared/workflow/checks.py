@@ -6,6 +6,7 @@ a job without a name has the name "", and whatever depends on it is not judged.
 
 from __future__ import annotations
 
+import contextlib
 import graphlib
 import re
 from collections import Counter
@@ -21,14 +22,28 @@ from shared.workflow.conditions import (
     mentioned_jobs,
     runs_after_failure,
 )
-from shared.workflow.expressions import FIELDS, NAMED, ROOTS, Reference, mentioned_names, references, shape_fault
+from shared.workflow.expressions import (
+    FIELDS,
+    NAMED,
+    ROOTS,
+    Reference,
+    each_reference,
+    mentioned_names,
+    references,
+    shape_fault,
+)
 from shared.workflow.faults import nearest, one_of, shorten
-from shared.workflow.model import BUILTIN_PAUSE, MAX_JOBS, Job, Stage, Workflow
+from shared.workflow.model import BUILTIN_PAUSE, Job, Stage, Workflow
 
 Path = tuple[str | int, ...]
 
-MAX_CONDITIONS_LENGTH = 20_000
-"""Characters of all conditions of a file together: keeps the check of a hostile file quick."""
+MAX_CONDITIONS_LENGTH = 12_000
+"""Characters of all different conditions of a file together: keeps the check of a hostile file quick."""
+MAX_PROBLEMS = 100
+"""After that many a file is not looked at any further."""
+_MAX_COMPARISONS = 2000
+"""Words that are compared to find the nearest ones, in one file."""
+_MAX_CYCLES = 10
 _ALWAYS_KNOWN_ENV = re.compile(r"IMAGE\Z|_WORKFLOW_")
 """Variables that a run may have beside the file's own (TencentHub's, and the image of an image trigger)."""
 _NO_SECRETS = tuple(root for root in ROOTS if root != "secrets")
@@ -75,14 +90,32 @@ class _Checker:
     keepers: dict[str, list[str]] = field(default_factory=dict)
     """Artifact name to the jobs that keep it."""
 
+    comparisons: int = _MAX_COMPARISONS
+
     def add(self, path: Path, message: str, **more: object) -> None:
-        if len(self.problems) < 500:
-            self.problems.append(Problem(path, message, **more))  # type: ignore[arg-type]
+        self.problems.append(Problem(path, message, **more))  # type: ignore[arg-type]
+        if len(self.problems) >= MAX_PROBLEMS:
+            raise _EnoughError
+
+    def nearest(self, word: str, choices: Collection[str]) -> str:
+        self.comparisons -= min(len(choices), 500)
+        return nearest(word, choices) if self.comparisons >= 0 else ""
+
+
+class _EnoughError(Exception):
+    """Nobody reads more faults than that."""
 
 
 def check(workflow: Workflow) -> list[Problem]:
     """All problems of the workflow, warnings among them, in no particular order."""
     checker = _Checker(workflow)
+    with contextlib.suppress(_EnoughError):
+        _check_all(checker)
+    return checker.problems
+
+
+def _check_all(checker: _Checker) -> None:
+    workflow = checker.workflow
     _index(checker)
     for stage_index, stage in enumerate(workflow.stages):
         _check_stage(checker, stage_index, stage)
@@ -95,7 +128,6 @@ def check(workflow: Workflow) -> list[Problem]:
     _check_workflow_texts(checker)
     _check_conditions(checker)
     _check_unused_inputs(checker)
-    return checker.problems
 
 
 def _index(checker: _Checker) -> None:
@@ -122,10 +154,6 @@ def _index(checker: _Checker) -> None:
                         (*place.path, "artifacts", number), message, expected="one artifact with several `paths`"
                     )
                 keepers.append(job.name)
-    if len(checker.places) > MAX_JOBS:
-        checker.add(
-            ("stages",), f"a workflow may have {MAX_JOBS} jobs, this one has {len(checker.places)}", on_key=True
-        )
 
 
 def _check_stage(checker: _Checker, stage_index: int, stage: Stage) -> None:
@@ -149,26 +177,30 @@ def _check_order(checker: _Checker, places: Sequence[_Place]) -> None:
     positions = {place.job.name: place.index for place in places if place.job.name}
     graph: dict[int, set[int]] = {place.index: set() for place in places}
     for place in places:
-        for number in range(len(place.job.needs)):
-            target = _needed(checker, place, number, positions)
+        seen: set[str] = set()
+        for number, need in enumerate(place.job.needs):
+            target = _needed(checker, place, number, positions, seen) if need.name else None
+            seen.add(need.name)
             if target is not None:
                 graph[place.index].add(target)
         if stage.sequencing == "serial" and place.index:
             graph[place.index].add(place.index - 1)
-    _report_cycles(checker, places, graph)
+    if not _report_cycles(checker, places, graph):
+        for place in places:  # what comes first cannot be told: say nothing about it
+            place.before = (1 << len(places)) - 1
+        return
     for index in graphlib.TopologicalSorter(graph).static_order():
         for needed in graph[index]:
             places[index].before |= places[needed].before | 1 << needed
 
 
-def _needed(checker: _Checker, place: _Place, number: int, positions: dict[str, int]) -> int | None:
+def _needed(
+    checker: _Checker, place: _Place, number: int, positions: dict[str, int], earlier: Collection[str]
+) -> int | None:
     """Index of the job that a need names, or None (reported) if it cannot be waited for."""
     need = place.job.needs[number]
-    if not need.name:
-        return None
     path: Path = (*place.path, "needs", number)
-    twice = any(earlier.name == need.name for earlier in place.job.needs[:number])
-    if twice:
+    if need.name in earlier:
         checker.add(path, f"`{shorten(need.name)}` stands twice in `needs`")
         return None
     target = positions.get(need.name)
@@ -176,7 +208,7 @@ def _needed(checker: _Checker, place: _Place, number: int, positions: dict[str, 
         other = checker.by_name.get(need.name)
         if other is None:
             checker.add(path, f"there is no job `{shorten(need.name)}`", expected=_names(positions, place.job.name),
-                        suggestion=nearest(need.name, positions.keys() - {place.job.name}))  # fmt: skip
+                        suggestion=checker.nearest(need.name, set(positions) - {place.job.name}))  # fmt: skip
         elif other.stage_index < place.stage_index:
             message = f"`{shorten(need.name)}` belongs to an earlier stage and is over by then: it need not be named"
             checker.add(path, message, severity="warning")
@@ -196,13 +228,13 @@ def _needed(checker: _Checker, place: _Place, number: int, positions: dict[str, 
 
 
 def _names(names: Collection[str], without: str) -> str:
-    others = [shorten(name) for name in names if name != without]
+    others = [name for name in names if name != without]
     return f"a job of the same stage: {one_of(others)}" if others else "a job of the same stage (there is no other)"
 
 
-def _report_cycles(checker: _Checker, places: Sequence[_Place], graph: dict[int, set[int]]) -> None:
-    """Name each cycle and cut it, so that the rest can be judged."""
-    while True:
+def _report_cycles(checker: _Checker, places: Sequence[_Place], graph: dict[int, set[int]]) -> bool:
+    """Name each cycle and cut it, so that the rest can be judged; False if there are too many for that."""
+    for _ in range(_MAX_CYCLES):
         try:
             graphlib.TopologicalSorter(graph).prepare()
         except graphlib.CycleError as error:
@@ -218,7 +250,8 @@ def _report_cycles(checker: _Checker, places: Sequence[_Place], graph: dict[int,
             for index, needed in zip(order, (*order[1:], order[0]), strict=True):
                 graph[index].discard(needed)
         else:
-            return
+            return True
+    return False
 
 
 def _check_what_it_runs(checker: _Checker, place: _Place) -> None:
@@ -264,11 +297,11 @@ def _check_fetches(checker: _Checker, place: _Place) -> None:
         if not keepers:
             checker.add(path, f"no job keeps an artifact `{shorten(fetch.artifact)}`",
                         expected=f"an artifact: {one_of(sorted(checker.keepers))}" if checker.keepers else "an artifact",
-                        suggestion=nearest(fetch.artifact, checker.keepers))  # fmt: skip
+                        suggestion=checker.nearest(fetch.artifact, checker.keepers))  # fmt: skip
             continue
         if fetch.from_ and fetch.from_ not in keepers:
             checker.add((*path, "from"), f"the job `{shorten(fetch.from_)}` keeps no artifact `{fetch.artifact}`",
-                        expected=one_of(keepers), suggestion=nearest(fetch.from_, keepers))  # fmt: skip
+                        expected=one_of(keepers), suggestion=checker.nearest(fetch.from_, keepers))  # fmt: skip
         elif not fetch.from_ and len(keepers) > 1:
             message = f"several jobs keep an artifact `{fetch.artifact}`"
             checker.add(path, message, expected=f"from: {one_of(keepers)}")
@@ -316,7 +349,7 @@ def _check_job_texts(checker: _Checker, place: _Place) -> None:
 
 def _check_code(checker: _Checker, path: Path, text: str) -> None:
     """A value put into shell code would be run by the shell: a branch may be called `$(reboot)`."""
-    for reference in references(text):
+    for reference in each_reference(text):
         if reference.path and reference.path[0] in ROOTS:
             message = f"{shorten(reference.text)} in shell code would be run as code"
             expected = 'the reference in `env`, and the variable in the code: env: {X: ${{ … }}} and "$X"'
@@ -335,7 +368,7 @@ def _check_workflow_texts(checker: _Checker) -> None:
             if name not in workflow.inputs:
                 path: Path = ("on", "schedule", number, "inputs", name)
                 checker.add(path, f"the workflow has no input `{shorten(name)}`", on_key=True,
-                            suggestion=nearest(name, workflow.inputs))  # fmt: skip
+                            suggestion=checker.nearest(name, workflow.inputs))  # fmt: skip
     for index, stage in enumerate(workflow.stages):
         if stage.pause is not None:
             gate = _Place(index, len(stage.jobs), stage, Job.model_construct(name=""), ("stages", index))
@@ -347,24 +380,23 @@ def _check_text(checker: _Checker, path: Path, text: str, roots: Collection[str]
     """The references of one text: they can be read, are allowed here, and what they name will be there."""
     if "${{" not in text:
         return
-    for reference in references(text):
+    for reference in each_reference(text):
         found = shape_fault(reference.path, roots) or _target_fault(checker, reference, place)
         if found is not None:
             message, expected, suggestion = found
-            if len(checker.problems) < 500:
-                checker.add(path, message, expected=expected, suggestion=suggestion, offset=reference.offset,
-                            needle=reference.text)  # fmt: skip
+            checker.add(path, message, expected=expected, suggestion=suggestion, offset=reference.offset,
+                        needle=reference.text)  # fmt: skip
 
 
 def _target_fault(checker: _Checker, reference: Reference, place: _Place | None) -> tuple[str, str, str] | None:
     root, name, *rest = reference.path
     if root == "inputs" and name not in checker.workflow.inputs:
         known = checker.workflow.inputs
-        return f"the workflow has no input `{shorten(name)}`", _listed("inputs", known), nearest(name, known)
+        return f"the workflow has no input `{shorten(name)}`", _listed("inputs", known), checker.nearest(name, known)
     if root == "env" and name not in checker.workflow.env and not _ALWAYS_KNOWN_ENV.match(name):
         variables = checker.workflow.env
         message = f"there is no global variable `{shorten(name)}`"
-        return message, _listed("global variables", variables), nearest(name, variables)
+        return message, _listed("global variables", variables), checker.nearest(name, variables)
     if root == "jobs" and place is not None:
         return _job_fault(checker, name, rest[1] if len(rest) == 2 else "", place)
     return None
@@ -379,13 +411,13 @@ def _job_fault(checker: _Checker, name: str, output: str, place: _Place) -> tupl
     if source is None:
         known = [other for other, where in checker.by_name.items() if _is_before(where, place)]
         expected = f"a job that is over before: {one_of(known)}" if known else "a job that is over before"
-        return f"there is no job `{shorten(name)}`", expected, nearest(name, known)
+        return f"there is no job `{shorten(name)}`", expected, checker.nearest(name, known)
     if not _is_before(source, place):
         return (*_not_before(source, place), "")
     declared = source.job.outputs
     if output and declared and output not in declared:
         message = f"the job `{shorten(name)}` declares no output `{shorten(output)}`"
-        return message, one_of(list(declared)), nearest(output, declared)
+        return message, one_of(list(declared)), checker.nearest(output, declared)
     return None
 
 
@@ -400,10 +432,12 @@ def _conditions(checker: _Checker) -> Iterator[tuple[Path, str, _Place]]:
 
 
 def _check_conditions(checker: _Checker) -> None:
-    budget = MAX_CONDITIONS_LENGTH
+    different: set[str] = set()
+    length = 0
     for path, expression, place in _conditions(checker):
-        budget -= min(len(expression), MAX_LENGTH)
-        if budget < 0:
+        length += 0 if expression in different else min(len(expression), MAX_LENGTH)
+        different.add(expression)
+        if length > MAX_CONDITIONS_LENGTH:
             message = f"the conditions of a workflow may have {MAX_CONDITIONS_LENGTH} characters together"
             checker.add(path, message, on_key=True)
             return
@@ -431,7 +465,7 @@ def _check_mentions(checker: _Checker, path: Path, expression: str, place: _Plac
                 continue
         if name not in known:
             checker.add(path, f"`{root}` has no `{shorten(name)}`", expected=_listed(root, known),
-                        suggestion=nearest(name, known), offset=max(0, expression.find(match[0])))  # fmt: skip
+                        suggestion=checker.nearest(name, known), offset=max(0, expression.find(match[0])))  # fmt: skip
     if place.stage_index == 0 and place.index == 0 and runs_after_failure(expression) and not place.before:
         checker.add(path, "nothing can have failed before the first stage", severity="warning")
 

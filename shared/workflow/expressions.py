@@ -7,7 +7,7 @@ literally is written `$${{`. `${NAME}` is replaced only where the name is known;
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,13 +49,16 @@ class Reference:
 
 def references(text: str) -> list[Reference]:
     """All references of a text, escaped ones left out. One that is not closed has an empty path."""
-    found = []
+    return list(each_reference(text))
+
+
+def each_reference(text: str) -> Iterator[Reference]:
+    """The same, one by one."""
     for match in _REFERENCE.finditer(text):
         if match[1] or match[3]:
             continue
         path = parse_path(match[2]) if match[2] is not None else ()
-        found.append(Reference(match[0], match.start(), path))
-    return found
+        yield Reference(match[0], match.start(), path)
 
 
 def parse_path(inner: str) -> tuple[str, ...]:

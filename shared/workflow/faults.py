@@ -34,15 +34,18 @@ class Fault:
     """The nearest valid word, or ""."""
     severity: Literal["error", "warning"] = "error"
     source_line: str = ""
+    """The line, or of a long line the part around the fault."""
+    caret: int = 0
+    """Where in `source_line` the fault is, from 0."""
 
     def render(self) -> str:
         """The fault as people read it, several lines, no newline at the end."""
         mark = "warning: " if self.severity == "warning" else ""
         lines = [f"{self.file}:{self.line}:{self.column}: {mark}{self.message}"]
-        shown, caret = _window(self.source_line, self.column - 1)
-        if shown.strip():
+        if self.source_line.strip():
             number = str(self.line)
-            lines += [f"  {number} | {shown}", f"  {' ' * len(number)} | {caret}"]
+            caret = _padding(self.source_line[: self.caret]) + "^"
+            lines += [f"  {number} | {self.source_line.rstrip()}", f"  {' ' * len(number)} | {caret}"]
         if self.expected:
             lines.append(f"  expected: {self.expected}")
         if self.suggestion:
@@ -85,9 +88,10 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 
 def one_of(choices: Iterable[str]) -> str:
     """`a, b or c`, cut after a dozen."""
-    names = list(choices)
-    if len(names) > 12:
-        return ", ".join(names[:12]) + f" or one of {len(names) - 12} more"
+    every = list(choices)
+    names = [shorten(name) for name in every[:12]]
+    if len(every) > 12:
+        return ", ".join(names) + f" or one of {len(every) - 12} more"
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + f" or {names[-1]}" if names else "nothing"
 
 
@@ -104,13 +108,17 @@ def shorten(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _window(line: str, column: int) -> tuple[str, str]:
-    """The part of `line` around `column` (from 0), and the caret's line under it."""
+def excerpt(line: str, column: int) -> tuple[str, int]:
+    """The part of a source line around `column` (from 0) that is worth showing, and where `column` is in it."""
     start = 0 if len(line) <= _LINE_WIDTH else max(0, min(column - _LINE_WIDTH // 2, len(line) - _LINE_WIDTH))
-    shown = "".join(char if char.isprintable() or char == "\t" else "\N{REPLACEMENT CHARACTER}" for char in line)
-    before = shown[start:column]
-    padding = "".join("\t" if char == "\t" else " " * _cells(char) for char in before)
-    return shown[start : start + _LINE_WIDTH].rstrip(), padding + "^"
+    shown = line[start : start + _LINE_WIDTH]
+    clean = "".join(char if char.isprintable() or char == "\t" else "\N{REPLACEMENT CHARACTER}" for char in shown)
+    return clean, column - start
+
+
+def _padding(before: str) -> str:
+    """Blanks as wide as a text, so that what follows stands right under it."""
+    return "".join("\t" if char == "\t" else " " * _cells(char) for char in before)
 
 
 def _cells(char: str) -> int:

@@ -11,6 +11,7 @@ import re
 import zoneinfo
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from cronsim import CronSim, CronSimError
@@ -47,6 +48,7 @@ DEFAULT_PAUSE_TIMEOUT_S = 7 * 86400.0
 MAX_JOBS = 1000
 MAX_STAGES = 100
 MAX_IMAGE_TRIGGERS = 10
+MAX_SCHEDULES = 50
 
 BUILTIN_PAUSE = "workflow_pause"
 """TencentHub's image without a command: it only marked a pause stage. A job of it succeeds at once, without a container."""
@@ -137,11 +139,13 @@ def _short(key: str, *kinds: type) -> Any:
     return expand
 
 
-def _each(expand: Any) -> Any:
-    """A list whose items may be short; one item alone stands for a list of one."""
+def _each(expand: Any, limit: int = 0) -> Any:
+    """A list of at most `limit` items, which may be short; one item alone stands for a list of one."""
 
     def expand_all(value: Any) -> Any:
         items = value if isinstance(value, (list, tuple)) else [value]
+        if limit and len(items) > limit:
+            raise bad(f"there may be {limit} of them, these are {len(items)}", expected=f"at most {limit}")
         return [expand(item) for item in items]
 
     return expand_all
@@ -232,13 +236,23 @@ def _cron(text: str) -> str:
     return text
 
 
+@cache
+def _timezones() -> dict[str, tuple[str, ...]]:
+    """All that there are, by the first two letters of the place; reading them takes a while."""
+    found: dict[str, tuple[str, ...]] = {}
+    for zone in sorted(zoneinfo.available_timezones()):
+        start = zone.rsplit("/", 1)[-1][:2].lower()
+        found[start] = (*found.get(start, ()), zone)
+    return found
+
+
 def _timezone(text: str) -> str:
     try:
         zoneinfo.ZoneInfo(text)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        known = zoneinfo.available_timezones()
+        similar = _timezones().get(text.rsplit("/", 1)[-1][:2].lower(), ())
         raise bad(f"`{shorten(text)}` is no time zone", expected="a name such as UTC or Europe/Berlin",
-                  suggestion=nearest(text, sorted(known))) from None  # fmt: skip
+                  suggestion=nearest(text, similar)) from None  # fmt: skip
     return text
 
 
@@ -278,14 +292,18 @@ class Triggers(Part):
     ] = Field(default=None, description="Pushes to git.")
     schedule: Annotated[
         tuple[Schedule, ...],
-        BeforeValidator(_each(_short("cron", str)), json_schema_input_type=str | Schedule | list[str | Schedule]),
+        BeforeValidator(
+            _each(_short("cron", str), MAX_SCHEDULES), json_schema_input_type=str | Schedule | list[str | Schedule]
+        ),
+        Field(max_length=MAX_SCHEDULES),
     ] = Field(default=(), description="Fixed times (cron).")
     webhook: Flag = Field(default=False, description="Signed webhooks of any sender.")
     api: Flag = Field(default=True, description="Starts by API, command line and console.")
     image: Annotated[
         tuple[ImageTrigger, ...],
         BeforeValidator(
-            _each(_short("repository", str)), json_schema_input_type=str | ImageTrigger | list[str | ImageTrigger]
+            _each(_short("repository", str), MAX_IMAGE_TRIGGERS),
+            json_schema_input_type=str | ImageTrigger | list[str | ImageTrigger],
         ),
         Field(max_length=MAX_IMAGE_TRIGGERS),
     ] = Field(default=(), description="Pushes of images.")
@@ -354,16 +372,17 @@ def _reason(value: Any) -> str:
               suggestion=nearest(str(value), words))  # fmt: skip
 
 
-RetryReason = Annotated[Reason, BeforeValidator(_reason, json_schema_input_type=str)]
+_ReasonWord: Any = Literal.__getitem__(tuple(reason.value for reason in RETRY_REASONS))
+RetryReason = Annotated[Reason, BeforeValidator(_reason, json_schema_input_type=_ReasonWord)]
 
 
 class Retries(Part):
     """How often and when a failed job is tried again."""
 
     max: Whole = Field(default=0, ge=0, le=100, description="Further attempts after the first.")
-    reasons: Annotated[tuple[RetryReason, ...], BeforeValidator(word_list, json_schema_input_type=str | list[str])] = (
-        Field(default=(), description="Only failures of these reasons. Empty: any.")
-    )
+    reasons: Annotated[
+        tuple[RetryReason, ...], BeforeValidator(word_list, json_schema_input_type=_ReasonWord | list[_ReasonWord])
+    ] = Field(default=(), description="Only failures of these reasons. Empty: any.")
     exit_codes: Annotated[
         tuple[Annotated[Whole, Field(ge=1, le=255)], ...],
         BeforeValidator(word_list, json_schema_input_type=int | list[int]),

@@ -60,6 +60,9 @@ def parse_workflow(text: str | bytes, filename: str = "hubflow.yaml") -> ParsedW
         fault = document.source.fault(document.root.start, message, expected="`name:` and `stages:`")
         raise WorkflowError([*document.faults, fault])
     raw = {key: value for key, value in raw.items() if not key.startswith("x-")}
+    crowded = _too_many(raw)
+    if crowded:
+        raise WorkflowError([_fault(document, crowded)])
     model, problems = _validate(raw)
     problems += check(model)
     problems += _unitless_timeout(raw)
@@ -117,6 +120,22 @@ def _fault(document: source.Document, problem: Problem) -> Fault:
     )  # fmt: skip
 
 
+def _too_many(raw: dict[str, Any]) -> Problem | None:
+    """Counts that no later step has to bear."""
+    stages = raw.get("stages")
+    if not isinstance(stages, list):
+        return None
+    if len(stages) > MAX_STAGES:
+        message = f"a workflow may have {MAX_STAGES} stages, this one has {len(stages)}"
+        return Problem(("stages",), message, expected=f"at most {MAX_STAGES}", on_key=True)
+    listed = [stage.get("jobs") for stage in stages if isinstance(stage, dict)]
+    count = sum(len(jobs) for jobs in listed if isinstance(jobs, (list, dict)))
+    if count <= MAX_JOBS:
+        return None
+    message = f"a workflow may have {MAX_JOBS} jobs, this one has {count}"
+    return Problem(("stages",), message, expected=f"at most {MAX_JOBS}", on_key=True)
+
+
 def _unitless_timeout(raw: dict[str, Any]) -> list[Problem]:
     value = raw.get("timeout")
     if not isinstance(value, str) or not re.fullmatch(r"[0-9]{1,9}", value) or int(value) == 0:
@@ -132,10 +151,10 @@ def _validate(raw: dict[str, Any]) -> tuple[Workflow, list[Problem]]:
     try:
         return Workflow.model_validate(raw), []
     except ValidationError as error:
-        details = error.errors(include_url=False, include_input=True)
+        details = error.errors(include_url=False)
         # of a list with a wrong item pydantic also says that it is too short
         details = [detail for detail in details if not (detail["type"] == "too_short" and detail["input"])]
-        return _tolerant_workflow(raw), [_problem(detail) for detail in details[: 2 * MAX_FAULTS]]
+        return _tolerant_workflow(raw), [_problem(detail) for detail in details[:MAX_FAULTS]]
 
 
 @cache
@@ -163,7 +182,20 @@ def _tolerant(part: type[Part], raw: Any, **known: Any) -> Any:
     for key in written.keys() & _FOREIGN_KEYS.keys():  # named in another system's word: do not also call it missing
         if part is Job and _FOREIGN_KEYS[key] in {"component", "script"}:
             values.setdefault(_FOREIGN_KEYS[key], "unknown")
-    return part.model_construct(_fields_set=set(values), **values)
+    return part.model_construct(_fields_set=set(values), **{**_defaults(part), **values})
+
+
+@cache
+def _defaults(part: type[Part]) -> dict[str, Any]:
+    fields = part.model_fields.items()
+    return {name: info.get_default(call_default_factory=True) for name, info in fields if not info.is_required()}
+
+
+def _tolerant_job(raw: Any) -> Any:
+    try:
+        return Job.model_validate(raw)
+    except ValidationError:
+        return _tolerant(Job, raw if isinstance(raw, dict) else {"script": "true"})
 
 
 def _tolerant_value(part: type[Part], name: str, raw: Any) -> Any:
@@ -206,7 +238,7 @@ def _tolerant_stage(raw: Any) -> Stage:
     if not isinstance(listed, list):
         # no jobs to judge; one nameless job keeps the checks from complaining that there are none
         listed = [{"script": "true"}] if not isinstance(raw, dict) or raw.get("jobs") is not None else []
-    jobs = [_tolerant(Job, job if isinstance(job, dict) else {"script": "true"}) for job in listed[:MAX_JOBS]]
+    jobs = [_tolerant_job(job) for job in listed[:MAX_JOBS]]
     more = {"jobs": tuple(jobs)} if jobs or (isinstance(raw, dict) and "jobs" in raw) else {}
     stage: Stage = _tolerant(Stage, raw, **more)
     return stage

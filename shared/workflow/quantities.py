@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
@@ -156,7 +156,10 @@ def choice(*words: str, synonyms: dict[str, str] | None = None) -> BeforeValidat
             )
         return found
 
-    return BeforeValidator(pick, json_schema_input_type=str)
+    if not synonyms:
+        return BeforeValidator(pick)
+    spelled: Any = Literal.__getitem__(tuple(table))
+    return BeforeValidator(pick, json_schema_input_type=spelled)
 
 
 def _flag(value: Any) -> bool:
@@ -186,33 +189,38 @@ def _number(value: Any) -> float:
 
 
 _TextInput = str | int | float | bool
+_DurationInput = Annotated[
+    str, Field(pattern=r"^([0-9]+(\.[0-9]+)?(ms|[smhdw]))+$", examples=["90s", "30m", "1h30m", "7d"])
+]
+_CpuInput = Annotated[str, Field(pattern=r"^[0-9]+m$|^[0-9]+(\.[0-9]+)?$", examples=["500m", "1.5"])]
+_MemoryInput = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([KMGTkmgt]i?)?[Bb]?$", examples=["512Mi", "2Gi"])]
 Text = Annotated[str, BeforeValidator(as_text, json_schema_input_type=_TextInput)]
 Value = Annotated[str, BeforeValidator(as_text_or_empty, json_schema_input_type=_TextInput | None)]
 """An environment value: whatever is written, as text; nothing is the empty text."""
 Name = Annotated[str, AfterValidator(check_name), BeforeValidator(as_text, json_schema_input_type=str | int | float)]
-VariableName = Annotated[str, AfterValidator(check_variable), Field(pattern=None)]
+VariableName = Annotated[str, AfterValidator(check_variable)]
 EnvironmentName = Annotated[str, AfterValidator(check_environment_name)]
-Flag = Annotated[bool, BeforeValidator(_flag, json_schema_input_type=bool)]
-Whole = Annotated[int, BeforeValidator(_whole, json_schema_input_type=int)]
-Number = Annotated[float, BeforeValidator(_number, json_schema_input_type=float)]
+Flag = Annotated[bool, BeforeValidator(_flag)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Number = Annotated[float, BeforeValidator(_number)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(word_list, json_schema_input_type=_TextInput | list[_TextInput])]
 """A list of texts, or one text."""
 Duration = Annotated[
     float,
-    BeforeValidator(parse_duration, json_schema_input_type=str),
+    BeforeValidator(parse_duration, json_schema_input_type=_DurationInput),
     PlainSerializer(format_duration, return_type=str),
 ]
 """Seconds. Written back as text, so that a stored model can be read again."""
 WorkflowDuration = Annotated[
     float,
-    BeforeValidator(lambda value: parse_duration(value, plain_unit="m"), json_schema_input_type=str | int),
+    BeforeValidator(lambda value: parse_duration(value, plain_unit="m"), json_schema_input_type=_DurationInput | int),
     PlainSerializer(format_duration, return_type=str),
 ]
 Cpu = Annotated[
     int,
-    BeforeValidator(parse_cpu, json_schema_input_type=str | float),
+    BeforeValidator(parse_cpu, json_schema_input_type=_CpuInput | float),
     PlainSerializer(lambda millis: f"{millis}m", return_type=str),
 ]
 Memory = Annotated[
-    int, BeforeValidator(parse_memory, json_schema_input_type=str | int), PlainSerializer(str, return_type=str)
+    int, BeforeValidator(parse_memory, json_schema_input_type=_MemoryInput | int), PlainSerializer(str, return_type=str)
 ]

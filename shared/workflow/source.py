@@ -8,23 +8,25 @@ stops a hostile file after a bounded number of nodes, levels and alias expansion
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
-from shared.workflow.faults import Fault, shorten
+from shared.workflow.faults import Fault, excerpt, shorten
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
-MAX_NODES = 20_000
+MAX_NODES = 10_000
 """Values in a file, counted after aliases are expanded."""
+_MAX_FAULTS = 100
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_BREAK = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
-"""What YAML 1.1 takes for the end of a line."""
+_SEQUENCE_END: Any = yaml.SequenceEndEvent
+_MAPPING_END: Any = yaml.MappingEndEvent
+_BREAKS = ("\n", "\r", "\x85", "\u2028", "\u2029")
+"""What YAML 1.1 takes for the end of a line (and `\\r\\n`, as one)."""
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _TRUE = frozenset({"true", "True", "TRUE"})
 _FALSE = frozenset({"false", "False", "FALSE"})
@@ -89,34 +91,34 @@ class SyntaxFaultsError(Exception):
         self.faults = list(faults)
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Source:
-    """The text of one file, and how to point at places in it."""
+    """The text of one file, and how to point at places in it.
+
+    Lines are looked up when a fault needs them: a table of all lines would cost more than the rest of a hostile file.
+    """
 
     file: str
     text: str
-    _starts: list[int] = field(init=False)
-    _ends: list[int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        breaks = list(_BREAK.finditer(self.text))
-        self._starts = [0, *(found.end() for found in breaks)]
-        self._ends = [*(found.start() for found in breaks), len(self.text)]
-        if len(self._starts) > 1 and self._starts[-1] == len(self.text):  # a final newline begins no line of its own
-            self._starts.pop()
-            self._ends.pop()
 
     def fault(self, at: int, message: str, **more: Any) -> Fault:
-        """A fault at offset `at` (clamped into the text)."""
+        """A fault at offset `at`; one behind the last line break belongs to the line before it."""
         at = max(0, min(at, len(self.text)))
-        row = max(0, bisect_right(self._starts, at) - 1)
-        column = min(at, self._ends[row]) - self._starts[row]
-        line = self.text[self._starts[row] : self._ends[row]]
-        return Fault(self.file, row + 1, column + 1, message=message, source_line=line, **{"path": "", **more})
+        if at == len(self.text) and self.text.endswith(_BREAKS):
+            at -= 2 if self.text.endswith("\r\n") else 1
+        if self.text[at - 1 : at + 1] == "\r\n":
+            at -= 1
+        start = 1 + max(self.text.rfind(char, 0, at) for char in _BREAKS)
+        found = [end for char in _BREAKS if (end := self.text.find(char, at)) >= 0]
+        line = self.text[start : min(found, default=len(self.text))]
+        shown, caret = excerpt(line, at - start)
+        more = {"path": "", "source_line": shown, "caret": caret, **more}
+        return Fault(self.file, self.line_of(at), at - start + 1, message=message, **more)
 
     def line_of(self, at: int) -> int:
         """Line number, from 1."""
-        return max(1, bisect_right(self._starts, at))
+        count = self.text.count
+        return 1 + sum(count(char, 0, at) for char in _BREAKS) - count("\r\n", 0, at)
 
 
 @dataclass
@@ -127,6 +129,7 @@ class Document:
     root: Node
     faults: list[Fault]
     """Duplicate keys and the like: found on the way, the rest of the file is still there."""
+    _indexes: dict[int, dict[str, tuple[Node | None, Node]]] = field(default_factory=dict)
 
     def data(self) -> Any:
         """Maps, lists, `Scalar` and None. Aliased parts are the same object."""
@@ -136,20 +139,35 @@ class Document:
         """The deepest value on `path` that the file has, its key if it is in a map, and how many steps led there."""
         node, key = self.root, None
         for step, name in enumerate(path):
-            found = _child(node, name)
+            found = self._child(node, name)
             if found is None:
                 return node, key, step
             key, node = found
         return node, key, len(path)
+
+    def _child(self, node: Node, name: str | int) -> tuple[Node | None, Node] | None:
+        """Key and value of one step; a list of {name: …} can be entered by name, a map by number."""
+        if isinstance(name, int):
+            if node.entries is not None:
+                return node.entries[name] if name < len(node.entries) else None
+            return (None, node.items[name]) if node.items is not None and name < len(node.items) else None
+        index = self._indexes.get(id(node))
+        if index is None:
+            index = {str(key.scalar): (key, value) for key, value in node.entries or ()}
+            index |= {_entry_text(item, "name"): (None, item) for item in node.items or ()}
+            self._indexes[id(node)] = index
+        return index.get(name)
 
     def name_path(self, path: Sequence[str | int]) -> str:
         """`stages.test.jobs.lint.needs[0]`: list items that have a name are called by it."""
         node: Node | None = self.root
         words = ""
         for name in path:
-            found = _child(node, name) if node is not None else None
+            found = self._child(node, name) if node is not None else None
             node = found[1] if found else None
-            label = _entry_text(node, "name") if node is not None and isinstance(name, int) else ""
+            label = ""
+            if found is not None and isinstance(name, int):
+                label = str(found[0].scalar) if found[0] is not None else _entry_text(found[1], "name")
             if isinstance(name, int) and not label:
                 words += f"[{name}]"
             else:
@@ -196,9 +214,9 @@ class _Composer:
         self.source = source
         self.faults: list[Fault] = []
         self._loader = loader
+        self._next: Any = loader.get_event
         self._anchors: dict[str, Node] = {}
         self._open: set[str] = set()
-        self._nodes = 0
         self._expanded = 0
 
     def document(self) -> Node:
@@ -219,30 +237,30 @@ class _Composer:
         raise SyntaxFaultsError([*self.faults, self.source.fault(at, message, **more)])
 
     def _note(self, at: int, message: str, **more: Any) -> None:
-        if len(self.faults) < 100:
+        if len(self.faults) < _MAX_FAULTS:
             self.faults.append(self.source.fault(at, message, **more))
 
     def _node(self, event: Any, depth: int) -> Node:
-        start = event.start_mark.index
-        if isinstance(event, yaml.AliasEvent):
+        start, kind = event.start_mark.index, event.__class__
+        if kind is yaml.AliasEvent:
             return self._alias(str(event.anchor), start)
-        self._nodes += 1
-        self._count(start, 1)
+        self._expanded += 1
+        if self._expanded > MAX_NODES:
+            self._count(start, 0)
         if depth > MAX_DEPTH:
             self._stop(start, f"values are nested more than {MAX_DEPTH} levels deep")
         if event.tag is not None and event.tag not in _TAGS:
             self._note(start, f"the tag `{shorten(event.tag)}` has no meaning here", expected="plain values")
-        if event.anchor:
-            self._open.add(event.anchor)
-        if isinstance(event, yaml.ScalarEvent):
-            node = _scalar_node(event)
-        elif isinstance(event, yaml.SequenceStartEvent):
-            node = self._sequence(start, depth)
+        anchor = event.anchor
+        if anchor:
+            self._open.add(anchor)
+        if kind is yaml.ScalarEvent:
+            node = _scalar_node(event, start)
         else:
-            node = self._mapping(start, depth)
-        if event.anchor:
-            self._open.discard(event.anchor)
-            self._anchors[event.anchor] = node
+            node = self._sequence(start, depth) if kind is yaml.SequenceStartEvent else self._mapping(start, depth)
+        if anchor:
+            self._open.discard(anchor)
+            self._anchors[anchor] = node
         return node
 
     def _alias(self, name: str, start: int) -> Node:
@@ -261,18 +279,17 @@ class _Composer:
 
     def _sequence(self, start: int, depth: int) -> Node:
         items: list[Node] = []
-        while not self._loader.check_event(yaml.SequenceEndEvent):
-            items.append(self._node(self._loader.get_event(), depth + 1))
-        end = self._loader.get_event().end_mark.index
-        return Node(start, end, items=items, size=1 + sum(item.size for item in items))
+        while (event := self._next()).__class__ is not _SEQUENCE_END:
+            items.append(self._node(event, depth + 1))
+        return Node(start, event.end_mark.index, items=items, size=1 + sum(item.size for item in items))
 
     def _mapping(self, start: int, depth: int) -> Node:
         entries: list[tuple[Node, Node]] = []
         merged: list[tuple[Node, Node]] = []
         first: dict[str, int] = {}
-        while not self._loader.check_event(yaml.MappingEndEvent):
-            key = self._node(self._loader.get_event(), depth + 1)
-            value = self._node(self._loader.get_event(), depth + 1)
+        while (event := self._next()).__class__ is not _MAPPING_END:
+            key = self._node(event, depth + 1)
+            value = self._node(self._next(), depth + 1)
             if key.scalar is None:
                 self._note(key.start, f"{key.kind} cannot be a key", expected="a word before the `:`")
                 continue
@@ -280,17 +297,17 @@ class _Composer:
             if name == "<<" and key.scalar.plain:
                 merged += self._merged(value)
             elif name in first:
-                line = self.source.line_of(first[name])
-                self._note(key.start, f"the key `{shorten(name)}` stands here twice (first in line {line})")
+                if len(self.faults) < _MAX_FAULTS:  # counting lines takes a while
+                    line = self.source.line_of(first[name])
+                    self._note(key.start, f"the key `{shorten(name)}` stands here twice (first in line {line})")
             else:
                 first[name] = key.start
                 entries.append((key, value))
-        end = self._loader.get_event().end_mark.index
         for key, value in merged:
             if str(key.scalar) not in first:
                 first[str(key.scalar)] = key.start
                 entries.append((key, value))
-        return Node(start, end, entries=entries, size=1 + sum(1 + value.size for _, value in entries))
+        return Node(start, event.end_mark.index, entries=entries, size=1 + sum(1 + value.size for _, value in entries))
 
     def _merged(self, value: Node) -> list[tuple[Node, Node]]:
         """Entries that `<<: *anchor` (or a list of aliases) brings in; earlier ones win."""
@@ -305,10 +322,10 @@ class _Composer:
         return found
 
 
-def _scalar_node(event: Any) -> Node:
+def _scalar_node(event: Any, start: int) -> Node:
     plain = bool(event.implicit[0])
     null = plain and event.value in _NULL
-    return Node(event.start_mark.index, event.end_mark.index, scalar=Scalar.of(event.value, plain=plain), null=null)
+    return Node(start, event.end_mark.index, Scalar.of(event.value, plain=plain), None, None, null)
 
 
 def _data(node: Node, done: dict[int, Any]) -> Any:
@@ -323,18 +340,6 @@ def _data(node: Node, done: dict[int, Any]) -> Any:
         value = None if node.null else node.scalar
     done[id(node)] = value
     return value
-
-
-def _child(node: Node, name: str | int) -> tuple[Node | None, Node] | None:
-    if node.entries is not None:
-        if isinstance(name, int):  # the model's list was written as a map
-            return node.entries[name] if name < len(node.entries) else None
-        return next(((key, value) for key, value in node.entries if key.scalar == name), None)
-    if node.items is not None:
-        if isinstance(name, int):
-            return (None, node.items[name]) if name < len(node.items) else None
-        return next(((None, item) for item in node.items if _entry_text(item, "name") == name), None)
-    return None
 
 
 def _entry_text(node: Node, name: str) -> str:
