@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from dataclasses import dataclass
 
-from aiohttp import BasicAuth, web
+from aiohttp import web
 
 from shared.db.database import Database
 from shared.errors import UserError
@@ -86,8 +87,8 @@ def _token(header: str) -> str:
         return value.strip()
     if kind.lower() == "basic":
         try:
-            password: str = BasicAuth.decode(header).password
+            _, _, password = base64.b64decode(value, validate=True).decode().partition(":")
             return password
-        except ValueError:
+        except ValueError:  # no base64, no UTF-8
             return ""
     return ""

@@ -38,6 +38,9 @@ LIVE = "hubflow.live"
 DEAD = "hubflow.dead"
 DELIVERY_LIMIT = 20
 """How often RabbitMQ redelivers a message whose consumers die of it, before it is parked."""
+LOOKS_LIMIT = 1_000_000_000
+"""How often parked messages may be looked at: each look is a delivery. RabbitMQ 4 has a default of 20, and 3.x takes -1 for
+less than none, so unlimited is a number that nobody reaches."""
 CONFIRM_TIMEOUT = 30.0
 LISTENER_BACKLOG = 100_000
 """Messages kept for a listener that does not read; older ones are dropped."""
@@ -196,7 +199,7 @@ class AmqpBus:
             raise TypeError("aio-pika gave an exchange that does not reconnect")
         self._exchanges[""] = default
         parked = await channel.declare_queue(
-            DEAD, durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": -1}
+            DEAD, durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": LOOKS_LIMIT}
         )
         await parked.bind(DEAD)
         for seconds in RETRY_DELAYS:

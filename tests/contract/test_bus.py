@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
 
 import pytest
 
@@ -37,16 +36,24 @@ class DeadLettersInMemory:
         self.messages.pop((message.id, message.queue), None)
 
 
-@pytest.fixture(params=["memory", pytest.param("rabbitmq", marks=pytest.mark.servers)])
-async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
-    async with AsyncExitStack() as stack:
-        if request.param == "memory":
-            opened: Bus = MemoryBus(DeadLettersInMemory())
-        else:
-            server = request.getfixturevalue("rabbitmq")
-            opened = await open_amqp_bus(await server.fresh_vhost())
-        stack.push_async_callback(opened.close)
-        yield opened
+@pytest.fixture
+async def in_process() -> AsyncIterator[Bus]:
+    bus = MemoryBus(DeadLettersInMemory())
+    yield bus
+    await bus.close()
+
+
+@pytest.fixture
+async def on_rabbitmq(amqp_url: str) -> AsyncIterator[Bus]:
+    bus = await open_amqp_bus(amqp_url)
+    yield bus
+    await bus.close()
+
+
+@pytest.fixture(params=["in_process", pytest.param("on_rabbitmq", marks=pytest.mark.servers)])
+def bus(request: pytest.FixtureRequest) -> Bus:
+    opened: Bus = request.getfixturevalue(request.param)
+    return opened
 
 
 def message(topic: str = "acme.run.created", body: bytes = b"x") -> Message:
