@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -71,14 +70,14 @@ async def test_the_registry_answers(registry: Registry) -> None:
 async def test_nothing_is_left_when_a_test_run_is_killed(dockerd: Dockerd, tmp_path: Path) -> None:
     """A child of ours starts a dockerd with a container and is killed; container, mounts and bridge must go."""
     script = (
-        "import asyncio, json, sys\nfrom pathlib import Path\n"
+        "import asyncio, sys\nfrom pathlib import Path\n"
         "from tests.servers.dockerd import started_dockerd\n"
         "from tests.servers.images import TEST_IMAGES, write_archive\n"
         "async def main():\n"
         "    folder = Path(sys.argv[1])\n"
         "    async with started_dockerd(folder) as engine:\n"
         "        await engine.load(write_archive(folder / 'i.tar', TEST_IMAGES[:1]))\n"
-        "        body = json.dumps({'Image': 'hubflow-test/busybox', 'Cmd': ['sleep', '9876']})\n"
+        "        body = {'Image': 'hubflow-test/busybox', 'Cmd': ['sleep', '9876']}\n"
         "        made = await engine.api('POST', '/containers/create', body)\n"
         "        await engine.api('POST', '/containers/' + made['Id'] + '/start')\n"
         "        print(engine.pid(), engine.gateway, flush=True)\n"
@@ -104,7 +103,7 @@ async def test_nothing_is_left_when_a_test_run_is_killed(dockerd: Dockerd, tmp_p
 
 
 async def _run(engine: Dockerd, body: dict[str, object]) -> str:
-    made = await engine.api("POST", "/containers/create", json.dumps(body))
+    made = await engine.api("POST", "/containers/create", body)
     await engine.api("POST", f"/containers/{made['Id']}/start")
     await engine.api("POST", f"/containers/{made['Id']}/wait")
     output = await engine.api("GET", f"/containers/{made['Id']}/logs?stdout=1&stderr=1")

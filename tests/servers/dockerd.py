@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -73,25 +74,28 @@ class Dockerd:
         except (aiohttp.ClientError, OSError):
             return False
 
-    async def api(self, method: str, path: str, data: Any = None) -> Any:
-        """Call the engine's API; returns JSON or text. Raises aiohttp.ClientResponseError."""
-        connector = aiohttp.UnixConnector(str(self.socket))
+    async def api(self, method: str, path: str, body: Any = None) -> Any:
+        """Call the engine's API with a JSON body; returns JSON, or text where it is not. Raises aiohttp.ClientResponseError."""
+        text = await self._call(method, path, None if body is None else json.dumps(body).encode())
+        return json.loads(text) if text.startswith(("{", "[")) else text
+
+    async def _call(self, method: str, path: str, data: bytes | IO[bytes] | None) -> str:
+        kind = "application/json" if isinstance(data, bytes) else "application/x-tar"
         async with (
-            aiohttp.ClientSession(connector=connector) as session,
+            aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self.socket))) as session,
             session.request(
-                method, f"http://docker{path}", data=data, headers={"Content-Type": _content_type(data)}
+                method, f"http://docker{path}", data=data, headers={"Content-Type": kind} if data else None
             ) as response,
         ):
             response.raise_for_status()
-            text = await response.text()
-            return await response.json() if response.content_type == "application/json" and text else text
+            return await response.text(errors="replace")
 
     async def load(self, archive: Path) -> None:
         """Load a docker-archive tar (see images.py)."""
         with archive.open("rb") as file:
-            answer = await self.api("POST", "/images/load?quiet=1", file)
-        if "errorDetail" in str(answer):
-            raise RuntimeError(str(answer))
+            answer = await self._call("POST", "/images/load?quiet=1", file)
+        if "errorDetail" in answer:
+            raise RuntimeError(answer)
 
     async def close(self) -> None:
         """End the engine and every container, and remove the bridge and the data."""
@@ -159,7 +163,3 @@ def _ip(*arguments: str) -> None:
 def _stdin(process: subprocess.Popen[bytes]) -> IO[bytes]:
     assert process.stdin is not None
     return process.stdin
-
-
-def _content_type(data: Any) -> str:
-    return "application/json" if isinstance(data, str) else "application/x-tar"
