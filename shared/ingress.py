@@ -15,6 +15,9 @@ from shared.api import PUBLIC, Call, Endpoint
 from shared.errors import UserError
 from shared.http import JSON
 
+SOURCES = ("github", "gitea", "generic")
+"""Senders of hooks: the last part of a hook's address."""
+
 
 class StartRun(pydantic.BaseModel):
     """What a run is started with. Values of inputs are texts, numbers or truth values."""

@@ -1,0 +1,131 @@
+"""From rows to what people see: no I/O, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shared.states import FINAL_RUN_STATES, JobState, Reason, RunState, StageState
+
+MASK = "***"
+ACTIVE_STATES = [state.value for state in RunState if state not in FINAL_RUN_STATES]
+_NEVER_STARTED = {
+    "reason": "", "message": "", "attempt": 0, "eligible_at": None, "retry_at": None, "ready_at": None,
+    "started_at": None, "finished_at": None, "carried_from": None,
+}  # fmt: skip
+_SUMMARY = (
+    "id", "number", "workflow", "version", "state", "reason", "message", "trigger", "retry_of",
+    "created_at", "started_at", "finished_at",
+)  # fmt: skip
+
+
+def run_summary(row: Any) -> dict[str, Any]:
+    return {name: row[name] for name in _SUMMARY}
+
+
+def run_view(row: Any) -> dict[str, Any]:
+    """A run's row of `store.runs.tree` as RunView."""
+    stages = _stages(row)
+    return {
+        **run_summary(row),
+        "inputs": masked_inputs(row["inputs"], row["declared_inputs"] or {}),
+        "concurrency_group": row["concurrency_group"],
+        "seq": row["seq"],
+        "waiting": _waiting(row),
+        "stages": stages,
+    }
+
+
+def masked_inputs(values: Mapping[str, Any], declared: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs of a run; those that the workflow calls secret are not shown."""
+    return {
+        name: MASK if value and (declared.get(name) or {}).get("secret") else value for name, value in values.items()
+    }
+
+
+def is_reached(until: str, state: str, seq: int, since: int) -> bool:
+    """Has a run come to what a reader waits for?"""
+    if state in FINAL_RUN_STATES:
+        return True
+    if until == "paused":
+        return state == RunState.PAUSED
+    return until == "change" and seq > since
+
+
+def _stages(row: Any) -> list[dict[str, Any]]:
+    decisions = row["decisions"] or {}
+    if row["stages"] is None:
+        return _planned_stages(row["plan"] or {"stages": []}, decisions)
+    jobs: dict[str, list[dict[str, Any]]] = {}
+    for job in row["jobs"] or []:
+        jobs.setdefault(job["stage"], []).append(job)
+    types = row["stage_types"] or []
+    return [
+        {
+            **stage,
+            "type": types[index] if index < len(types) else "normal",
+            "decision": stage["decision"] or decisions.get(stage["name"]),
+            "jobs": jobs.get(stage["name"], []),
+        }
+        for index, stage in enumerate(row["stages"])
+    ]
+
+
+def _planned_stages(plan: Mapping[str, Any], decisions: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What will be, before the scheduler has taken the run up."""
+    return [
+        {
+            "name": stage["name"], "type": stage["type"], "state": StageState.WAITING, "reason": "", "message": "",
+            "decision": decisions.get(stage["name"]), "started_at": None, "paused_at": None, "finished_at": None,
+            "jobs": [
+                {"name": job["name"], "stage": stage["name"], "state": JobState.WAITING, **_NEVER_STARTED}
+                for job in stage["jobs"]
+            ],
+        }
+        for stage in plan["stages"]
+    ]  # fmt: skip
+
+
+def _waiting(row: Any) -> dict[str, Any] | None:
+    if row["state"] in FINAL_RUN_STATES:
+        return None
+    if row["state"] == RunState.PENDING and row["reason"]:
+        return {"reason": row["reason"], "message": row["message"], "position": row["runs_before"]}
+    for stage in row["stages"] or []:
+        if stage["state"] == StageState.PAUSED:
+            return {
+                "reason": "Decision",
+                "message": f"the stage {stage['name']!r} waits for a decision",
+                "position": None,
+            }
+    for job in row["jobs"] or []:
+        if job["state"] == JobState.WAITING and (job["eligible_at"] or job["reason"] == Reason.RETRY_BACKOFF):
+            return {
+                "reason": job["reason"] or Reason.QUOTA,
+                "message": job["message"] or f"the job {job['name']!r} waits for its turn",
+                "position": row["jobs_before"] if job["eligible_at"] else None,
+            }
+    if row["state"] == RunState.PENDING:
+        return {
+            "reason": Reason.CAPACITY, "message": "it has not been taken up yet, or its first container has not started",
+            "position": row["runs_before"],
+        }  # fmt: skip
+    return None
+
+
+_JOB = (
+    "stage", "name", "state", "reason", "message", "attempt", "eligible_at", "retry_at", "ready_at", "started_at",
+    "finished_at", "carried_from",
+)  # fmt: skip
+
+
+def job_brief(row: Any | None, stage: str, name: str) -> dict[str, Any]:
+    """A job's row, or what will be, before the scheduler has taken the run up."""
+    if row is None:
+        return {"name": name, "stage": stage, "state": JobState.WAITING, **_NEVER_STARTED}
+    return {column: row[column] for column in _JOB}
+
+
+def stage_of(document: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    """A stage of a workflow's document."""
+    return next((stage for stage in document.get("stages", []) if stage["name"] == name), None)

@@ -1,0 +1,12 @@
+"""Who hears what: console hears no events of its own (its readers listen, see live.py), only requests."""
+
+from __future__ import annotations
+
+from services.console.routes import runs, tenants, workflows
+from shared.api import Endpoint
+
+ENDPOINTS: tuple[Endpoint, ...] = (
+    *tenants.ENDPOINTS,
+    *workflows.ENDPOINTS,
+    *runs.ENDPOINTS,
+)

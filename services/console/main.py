@@ -1,0 +1,36 @@
+"""Wires console: HTTP routes, and a listener that wakes whoever waits. Any number of replicas may run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from services.console.config import ConsoleSettings
+from services.console.context import Context
+from services.console.handlers import ENDPOINTS
+from services.console.live import TOPICS, Changes
+from services.console.store.tenants import ensure_operator_token
+from shared.api import routes
+from shared.service import Host, Parts, Service
+
+
+@asynccontextmanager
+async def _open(host: Host, settings: ConsoleSettings) -> AsyncIterator[Parts]:
+    changes = Changes()
+    context = Context(host, settings, changes)
+    if settings.operator_token:
+        await ensure_operator_token(host.database, settings.operator_token)
+    await host.bus.listen(TOPICS, changes.heard)
+
+    async def end_waiting_when_stopped() -> None:
+        """Readers that wait would hold up the end of the process."""
+        try:
+            await asyncio.Future()
+        finally:
+            changes.close()
+
+    yield Parts(routes=routes(ENDPOINTS, context), tasks={"readers": end_waiting_when_stopped})
+
+
+SERVICE = Service(name="console", open=_open, settings=ConsoleSettings)

@@ -1,0 +1,238 @@
+"""Runs: look, wait, cancel, retry; their events and jobs. (A run is started at trigger.)"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import msgpack
+from aiohttp import web
+
+from services.console import core
+from services.console.context import Context
+from services.console.models import (
+    CancelledRun,
+    CancelRun,
+    EventQuery,
+    Events,
+    JobView,
+    Nothing,
+    RunList,
+    RunQuery,
+    RunSummary,
+    RunView,
+)
+from services.console.store import audit
+from services.console.store import runs as store
+from services.console.store.runs import RunRef
+from shared import http
+from shared.api import Call, Endpoint, Listing, listing
+from shared.db.database import Transaction
+from shared.errors import UserError
+from shared.events import RunCancelRequested
+from shared.ingress import StartedRun
+from shared.runs import NewRun, create_run
+from shared.states import FINAL_RUN_STATES, RunState
+
+HEARTBEAT_SECONDS = 15.0
+"""After so long without an event a follower gets a comment, so that proxies keep the connection."""
+_WAKING = {"finished": ("run.finished",), "paused": ("run.finished", "run.paused"), "change": ()}
+
+
+async def list_runs(call: Call, context: Context) -> web.Response:
+    query = call.query(RunList)
+    states = [word for word in query.state.split(",") if word]
+    if unknown := set(states) - {state.value for state in RunState} - {"active"}:
+        raise UserError(
+            f"{', '.join(sorted(unknown))[:100]!r} is no state of a run", code="invalid-query",
+            hint=f"use active, {', '.join(RunState)}",
+        )  # fmt: skip
+    if "active" in states:
+        states += core.ACTIVE_STATES
+    (before,) = query.after(int) or (None,)
+    rows = await store.page(context.database, call.tenant, query.workflow, states, query.limit, before)
+    return http.reply(listing(rows, query.limit, core.run_summary, lambda row: (row["number"],)))
+
+
+async def get_run(call: Call, context: Context) -> web.Response:
+    query, run = call.query(RunQuery), RunRef.parse(call.path("run"))
+    if query.wait:
+        run = await _wait(call, context, run, query)
+    row = await store.tree(context.database, call.tenant, run)
+    if row is None:
+        raise store.not_found(call.path("run"))
+    return http.reply(core.run_view(row))
+
+
+async def _wait(call: Call, context: Context, run: RunRef, query: RunQuery) -> RunRef:
+    """Return when the run has come to `query.until`, or the time is over."""
+    deadline = asyncio.get_running_loop().time() + query.wait
+    now = await store.brief(context.database, call.tenant, run, call.path("run"))
+    since = now["seq"] if query.since is None else query.since
+    run = RunRef.of(now["id"])
+    with context.changes.watching(now["id"], *_WAKING[query.until]) as watch:
+        while True:
+            # Looked at inside the watch, so that nothing can be missed between the look and the waiting.
+            now = await store.brief(context.database, call.tenant, run, call.path("run"))
+            left = deadline - asyncio.get_running_loop().time()
+            done = core.is_reached(query.until, now["state"], now["seq"], since)
+            if done or left <= 0 or context.changes.closed or _gone(call.request):
+                return run
+            await watch.wait(min(left, 1.0))
+
+
+def _gone(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()
+
+
+async def cancel_run(call: Call, context: Context) -> web.Response:
+    body = await http.read_body(call.request, CancelRun)
+    reference = RunRef.parse(call.path("run"))
+
+    async def cancel(tx: Transaction) -> tuple[int, Any]:
+        run = await store.locked(tx, call.tenant, reference, call.path("run"))
+        if run["state"] in FINAL_RUN_STATES:
+            raise await _is_over(tx, run)
+        if run["state"] != RunState.CANCELLING:
+            tx.tell(RunCancelRequested(tenant=call.tenant, run=run["id"], by=call.identity.actor, why=body.reason))
+            await audit.record(tx, call.tenant, call.identity.actor, "run.cancel", str(run["id"]), reason=body.reason)
+        return 202, {"id": run["id"], "number": run["number"], "state": run["state"]}
+
+    return await http.once(call.request, context.database, call.tenant, cancel)
+
+
+async def _is_over(tx: Transaction, run: Any) -> UserError:
+    message, details = f"run {run['number']} is over: {run['state']}", {"state": run["state"]}
+    if (cancel := await store.cancelled_by(tx, run["id"])) is not None:
+        message += f" ({cancel['actor']} asked for it at {cancel['at']:%Y-%m-%d %H:%M:%S} UTC)"
+        details |= {
+            "by": cancel["actor"],
+            "at": cancel["at"].isoformat(),
+            "comment": cancel["details"].get("reason", ""),
+        }
+    return UserError(message, code="run-over", status=409, details=details)
+
+
+async def retry_run(call: Call, context: Context) -> web.Response:
+    """A new run of the same version with the same inputs; what has succeeded is carried over by the scheduler."""
+    await http.read_body(call.request, Nothing)
+    reference = RunRef.parse(call.path("run"))
+
+    async def retry(tx: Transaction) -> tuple[int, Any]:
+        old = await store.locked(tx, call.tenant, reference, call.path("run"))
+        if old["state"] not in FINAL_RUN_STATES:
+            raise UserError(
+                f"run {old['number']} is not over yet ({old['state']})", code="run-not-over", status=409,
+                hint="cancel it first, or wait", details={"state": old["state"]},
+            )  # fmt: skip
+        if old["state"] == RunState.SUCCEEDED:
+            raise UserError(
+                f"run {old['number']} has succeeded, there is nothing to retry", code="run-succeeded", status=409,
+                hint="start a new run with the same inputs", details={"state": old["state"]},
+            )  # fmt: skip
+        trigger = {**old["trigger"], "type": "retry", "by": call.identity.actor}
+        new = NewRun(
+            call.tenant, old["workflow"], old["version"], trigger, old["inputs"], old["concurrency_group"], old["id"]
+        )
+        run, number = await create_run(tx, new)
+        await audit.record(tx, call.tenant, call.identity.actor, "run.retry", str(run), of=str(old["id"]))
+        view = {"id": run, "number": number, "workflow": old["workflow"], "state": RunState.PENDING}
+        return 201, {**view, "url": f"{API}/{run}"}
+
+    return await http.once(call.request, context.database, call.tenant, retry)
+
+
+# ---------------------------------------------------------------- events
+
+
+async def list_events(call: Call, context: Context) -> web.StreamResponse:
+    query = call.query(EventQuery)
+    run = await store.brief(context.database, call.tenant, RunRef.parse(call.path("run")), call.path("run"))
+    if query.follow:
+        last = call.request.headers.get("Last-Event-ID", "")
+        return await _follow(call, context, run["id"], int(last) if last.isdigit() else query.since)
+    rows = await store.events(context.database, run["id"], query.since, query.limit)
+    items = [_event(row) for row in rows]
+    return http.reply({"items": items, "next_since": rows[-1]["seq"] if rows else query.since})
+
+
+async def _follow(call: Call, context: Context, run: Any, since: int) -> web.StreamResponse:
+    """Server-Sent Events until the run is over. A slow reader holds up only itself: the next page is read when it has
+    taken the one before."""
+    headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
+    response = web.StreamResponse(headers=headers)
+    await response.prepare(call.request)
+    quiet = 0.0
+    with context.changes.watching(run) as watch:
+        while not context.changes.closed and not _gone(call.request):
+            state = (await store.brief(context.database, call.tenant, RunRef.of(run), str(run)))["state"]
+            rows = await store.events(context.database, run, since, 500)
+            for row in rows:
+                event = _event(row)
+                text = f"id: {row['seq']}\nevent: {event['type']}\ndata: {json.dumps(event)}\n\n"
+                await response.write(text.encode())
+                since = row["seq"]
+            if state in FINAL_RUN_STATES and not rows:
+                break
+            if not rows:
+                await watch.wait()
+                quiet += 1.0
+            if quiet >= HEARTBEAT_SECONDS:
+                await response.write(b": still here\n\n")
+            if rows or quiet >= HEARTBEAT_SECONDS:
+                quiet = 0.0
+    await response.write_eof()
+    return response
+
+
+def _event(row: Any) -> dict[str, Any]:
+    return {**msgpack.unpackb(row["body"]), "seq": row["seq"]}
+
+
+# ---------------------------------------------------------------- jobs
+
+
+async def get_job(call: Call, context: Context) -> web.Response:
+    run = await store.brief(context.database, call.tenant, RunRef.parse(call.path("run")), call.path("run"))
+    name = call.path("job")
+    described = await store.job_document(context.database, run["id"], name)
+    if described is None or described["job"] is None:
+        raise UserError(f"run {run['number']} has no job {name!r}", code="job-not-found", status=404)
+    row = await store.job(context.database, run["id"], name)
+    attempts = [_attempt(each) for each in await store.attempts(context.database, run["id"], name)]
+    document = described["job"]
+    return http.reply(
+        {
+            **core.job_brief(row, described["stage"], name),
+            "inputs": document.get("inputs") or {},
+            "component": document.get("component") or "",
+            "outputs": next((each["outputs"] for each in reversed(attempts) if each["state"]), {}),
+            "attempts": attempts,
+        }
+    )
+
+
+def _attempt(row: Any) -> dict[str, Any]:
+    result = row["result"] or {}
+    names = (
+        "attempt", "container", "created_at", "state", "reason", "message", "exit_code", "started_at", "ended_at",
+    )  # fmt: skip
+    return {
+        **{name: row[name] for name in names},
+        "outputs": row["outputs"] or {},
+        "timings": result.get("timings") or {},
+        "warnings": result.get("warnings") or [],
+    }
+
+
+API = "/api/v1/runs"
+ENDPOINTS = (
+    Endpoint("GET", API, list_runs, "List runs, newest first", query=RunList, answer=Listing[RunSummary]),
+    Endpoint("GET", f"{API}/{{run}}", get_run, "Show a run, or wait for it", query=RunQuery, answer=RunView),
+    Endpoint("POST", f"{API}/{{run}}/cancel", cancel_run, "Cancel a run", "run", CancelRun, answer=CancelledRun, status=202),
+    Endpoint("POST", f"{API}/{{run}}/retry", retry_run, "Retry what failed, as a new run", "run", Nothing,
+             answer=StartedRun, status=201),
+    Endpoint("GET", f"{API}/{{run}}/events", list_events, "Events of a run", query=EventQuery, answer=Events),
+    Endpoint("GET", f"{API}/{{run}}/jobs/{{job}}", get_job, "Show a job with its attempts", answer=JobView),
+)  # fmt: skip

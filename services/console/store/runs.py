@@ -1,0 +1,165 @@
+"""What console reads of runs, stages and jobs (the scheduler's tables), and a run's events."""
+
+# ruff: noqa: S608 - statements are put together of constants; values are always arguments
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from shared.db.database import Database, Transaction
+from shared.errors import UserError
+
+_RUN = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_NUMBER = re.compile(r"[0-9]{1,18}")
+
+_BRIEF = (
+    "r.id, r.number, r.workflow, r.version, r.state, r.reason, r.message, r.trigger, r.retry_of, "
+    "r.created_at, r.started_at, r.finished_at"
+)
+
+_TREE = f"""
+SELECT {_BRIEF}, r.inputs, r.concurrency_group, r.admitted_at,
+    (SELECT c.seq FROM run_counters c WHERE c.run = r.id) AS seq,
+    v.document->'inputs' AS declared_inputs,
+    jsonb_path_query_array(v.plan, '$.stages[*].type') AS stage_types,
+    CASE WHEN r.admitted_at IS NULL AND NOT EXISTS (SELECT 1 FROM stages s WHERE s.run = r.id) THEN v.plan END AS plan,
+    CASE WHEN r.state = 'pending' THEN
+        (SELECT count(*) FROM runs o WHERE o.tenant = r.tenant AND o.state = 'pending' AND o.finished_at IS NULL
+            AND o.number < r.number) END AS runs_before,
+    CASE WHEN r.finished_at IS NULL THEN
+        (SELECT count(*) FROM jobs o WHERE o.tenant = r.tenant AND o.state = 'waiting' AND o.eligible_at < (
+            SELECT min(j.eligible_at) FROM jobs j WHERE j.run = r.id AND j.state = 'waiting')) END AS jobs_before,
+    (SELECT jsonb_agg(jsonb_build_object('name', s.name, 'state', s.state, 'reason', s.reason, 'message', s.message,
+            'decision', s.decision, 'started_at', s.started_at, 'paused_at', s.paused_at, 'finished_at', s.finished_at)
+        ORDER BY s.position) FROM stages s WHERE s.run = r.id) AS stages,
+    (SELECT jsonb_agg(jsonb_build_object('stage', j.stage, 'name', j.name, 'state', j.state, 'reason', j.reason,
+            'message', j.message, 'attempt', j.attempt, 'eligible_at', j.eligible_at, 'retry_at', j.retry_at,
+            'ready_at', j.ready_at, 'started_at', j.started_at, 'finished_at', j.finished_at,
+            'carried_from', j.carried_from)
+        ORDER BY j.position) FROM jobs j WHERE j.run = r.id) AS jobs,
+    (SELECT jsonb_object_agg(d.stage, jsonb_build_object('action', d.action, 'by', d.by, 'comment', d.comment, 'at', d.at))
+        FROM decisions d WHERE d.run = r.id) AS decisions
+FROM runs r JOIN workflow_versions v ON v.tenant = r.tenant AND v.workflow = r.workflow AND v.version = r.version
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRef:
+    """How a request names a run: by id, by number, or as the newest one (`@latest`)."""
+
+    clause: str
+    value: Any
+
+    @classmethod
+    def parse(cls, text: str) -> RunRef:
+        """Raises UserError 404 for what can name no run."""
+        if _RUN.fullmatch(text):
+            return cls("r.id = $2", uuid.UUID(text))
+        if _NUMBER.fullmatch(text):
+            return cls("r.number = $2", int(text))
+        if text == "@latest":
+            # $2 is there in every clause, so that all take the same arguments.
+            return cls("$2::boolean AND r.number = (SELECT max(o.number) FROM runs o WHERE o.tenant = $1)", True)
+        raise not_found(text)
+
+    @classmethod
+    def of(cls, id: uuid.UUID) -> RunRef:
+        return cls("r.id = $2", id)
+
+
+def not_found(text: str) -> UserError:
+    return UserError(
+        f"there is no run {text[:80]!r}", code="run-not-found", status=404,
+        hint="a run is named by its id, its number, or @latest; `hubflow run list` shows them",
+    )  # fmt: skip
+
+
+async def tree(database: Database, tenant: str, run: RunRef) -> Any | None:
+    """The run with its stages and jobs, in one statement."""
+    return await database.fetchrow(f"{_TREE} WHERE r.tenant = $1 AND {run.clause}", tenant, run.value)
+
+
+async def brief(database: Database, tenant: str, run: RunRef, text: str) -> Any:
+    """id, state and seq. Raises UserError 404, naming `text`."""
+    row = await database.fetchrow(
+        "SELECT r.id, r.number, r.state, r.workflow, c.seq FROM runs r JOIN run_counters c ON c.run = r.id "
+        f"WHERE r.tenant = $1 AND {run.clause}",
+        tenant, run.value,
+    )  # fmt: skip
+    if row is None:
+        raise not_found(text)
+    return row
+
+
+async def locked(tx: Transaction, tenant: str, run: RunRef, text: str) -> Any:
+    """The run's row, which stays as it is until the transaction ends. Raises UserError 404."""
+    row = await tx.connection.fetchrow(
+        "SELECT r.id, r.number, r.state, r.workflow, r.version, r.trigger, r.inputs, r.concurrency_group, r.finished_at "
+        f"FROM runs r WHERE r.tenant = $1 AND {run.clause} FOR SHARE OF r",
+        tenant, run.value,
+    )  # fmt: skip
+    if row is None:
+        raise not_found(text)
+    return row
+
+
+async def page(
+    database: Database, tenant: str, workflow: str | None, states: list[str], limit: int, before: int | None
+) -> list[Any]:
+    """Newest first."""
+    return await database.fetch(
+        f"SELECT {_BRIEF} FROM runs r WHERE r.tenant = $1 AND ($2::text IS NULL OR r.workflow = $2) "
+        "AND (cardinality($3::text[]) = 0 OR r.state = ANY ($3)) AND ($4::bigint IS NULL OR r.number < $4) "
+        "ORDER BY r.number DESC LIMIT $5",
+        tenant, workflow, states, before, limit + 1,
+    )  # fmt: skip
+
+
+async def events(database: Database, run: uuid.UUID, since: int, limit: int) -> list[Any]:
+    """(seq, body) of the run's events after `since`, oldest first."""
+    return await database.fetch(
+        "SELECT seq, body FROM events WHERE run = $1 AND seq > $2 ORDER BY seq LIMIT $3", run, since, limit
+    )
+
+
+async def job(database: Database, run: uuid.UUID, name: str) -> Any | None:
+    return await database.fetchrow(
+        "SELECT stage, name, state, reason, message, attempt, eligible_at, retry_at, ready_at, started_at, finished_at, "
+        "carried_from, cpu_millis, memory_bytes FROM jobs WHERE run = $1 AND name = $2",
+        run, name,
+    )  # fmt: skip
+
+
+async def job_document(database: Database, run: uuid.UUID, name: str) -> Any | None:
+    """The job as its workflow file says it, with the run's inputs and the declarations of inputs."""
+    return await database.fetchrow(
+        "SELECT jsonb_path_query_first(v.document, '$.stages[*].jobs[*] ? (@.name == $name)', "
+        "jsonb_build_object('name', $2::text)) AS job, "
+        "jsonb_path_query_first(v.document, '$.stages[*] ? (exists (@.jobs[*] ? (@.name == $name))).name', "
+        "jsonb_build_object('name', $2::text)) AS stage, r.inputs, v.document->'inputs' AS declared_inputs "
+        "FROM runs r JOIN workflow_versions v ON v.tenant = r.tenant AND v.workflow = r.workflow AND v.version = r.version "
+        "WHERE r.id = $1",
+        run, name,
+    )  # fmt: skip
+
+
+async def attempts(database: Database, run: uuid.UUID, job: str) -> list[Any]:
+    """Every container ever asked for, with its outcome as far as it is known."""
+    return await database.fetch(
+        "SELECT a.attempt, a.container, a.created_at, o.state, coalesce(o.reason, '') AS reason, "
+        "coalesce(o.message, '') AS message, o.exit_code, o.started_at, o.ended_at, o.outputs, o.result "
+        "FROM attempts a LEFT JOIN attempt_outcomes o ON o.container = a.container AND o.finished_at IS NOT NULL "
+        "WHERE a.run = $1 AND a.job = $2 ORDER BY a.attempt",
+        run, job,
+    )  # fmt: skip
+
+
+async def cancelled_by(tx: Transaction, run: uuid.UUID) -> Any | None:
+    """(actor, at, details) of the first request to cancel a run."""
+    return await tx.connection.fetchrow(
+        "SELECT actor, at, details FROM audit WHERE action = 'run.cancel' AND subject = $1 ORDER BY id LIMIT 1",
+        str(run),
+    )
