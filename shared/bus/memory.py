@@ -11,7 +11,7 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from shared.bus.handling import Verdict, handle
 from shared.bus.protocol import Consumer, DeadMessage, Message, topic_matcher
@@ -34,9 +34,9 @@ class _Group:
     consumer: Consumer
     matches: Callable[[str], bool]
     slots: asyncio.Semaphore
-    deliveries: set[asyncio.Task[None]] = field(default_factory=set)
+    deliveries: set[asyncio.Task[bool]] = field(default_factory=set)
     """Deliveries that have not been handled yet, waiting ones too."""
-    handling: set[asyncio.Task[None]] = field(default_factory=set)
+    handling: set[asyncio.Task[Any]] = field(default_factory=set)
 
 
 class MemoryBus:
@@ -55,8 +55,6 @@ class MemoryBus:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             future.set_result(None)
             return future
-        if len(deliveries) == 1:
-            return deliveries[0]
         return asyncio.ensure_future(_all(deliveries))
 
     async def consume(self, consumer: Consumer) -> None:
@@ -77,9 +75,10 @@ class MemoryBus:
     async def replay(self, ids: Sequence[uuid.UUID]) -> list[uuid.UUID]:
         found = await self._dead_letters.take(ids)
         for dead in found:
-            if group := self._groups.get(dead.queue):
-                await self._deliver(group, Message(dead.id, dead.topic, dead.body))
-            await self._dead_letters.forget(dead)
+            # It is forgotten only once it is handled; if it is parked again, its row is simply the newer one.
+            group = self._groups.get(dead.queue)
+            if group is None or await self._deliver(group, Message(dead.id, dead.topic, dead.body)):
+                await self._dead_letters.forget(dead)
         return [dead.id for dead in found]
 
     async def ping(self) -> None:
@@ -102,13 +101,14 @@ class MemoryBus:
             if matches(topic):
                 callback(topic, body)
 
-    def _deliver(self, group: _Group, message: Message) -> asyncio.Task[None]:
+    def _deliver(self, group: _Group, message: Message) -> asyncio.Task[bool]:
+        """Whether it was handled (and not parked)."""
         task = asyncio.create_task(self._until_handled(group, message), name=f"{group.consumer.name} {message.topic}")
         group.deliveries.add(task)
         task.add_done_callback(group.deliveries.discard)
         return task
 
-    async def _until_handled(self, group: _Group, message: Message) -> None:
+    async def _until_handled(self, group: _Group, message: Message) -> bool:
         while True:
             verdict = await self._handle_once(group, message)
             if verdict.dead:
@@ -116,9 +116,9 @@ class MemoryBus:
                     message.id, group.consumer.name, message.topic, message.body, verdict.reason, message.tries
                 )
                 await self._dead_letters.park(dead)
-                return
+                return False
             if verdict.retry_after is None:
-                return
+                return True
             await asyncio.sleep(verdict.retry_after)
             message = replace(message, tries=message.tries + 1)
 
@@ -136,5 +136,5 @@ class MemoryBus:
                     group.handling.discard(task)
 
 
-async def _all(deliveries: Sequence[Awaitable[None]]) -> None:
+async def _all(deliveries: Sequence[Awaitable[bool]]) -> None:
     await asyncio.gather(*deliveries)

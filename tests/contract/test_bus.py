@@ -119,7 +119,10 @@ async def test_a_handler_that_fails_is_tried_again_with_its_count(bus: Bus) -> N
     await bus.consume(Consumer("one", ["#"], hearing, retry_delays=QUICK))
     sent = message()
     await bus.publish(sent)
-    assert [(m.id, m.topic, m.tries) for m in await hearing.until(2)] == [(sent.id, sent.topic, 1), (sent.id, sent.topic, 2)]
+    assert [(m.id, m.topic, m.tries) for m in await hearing.until(2)] == [
+        (sent.id, sent.topic, 1),
+        (sent.id, sent.topic, 2),
+    ]
 
 
 async def test_a_failing_message_does_not_hold_up_the_others(bus: Bus) -> None:
@@ -179,7 +182,10 @@ async def test_listeners_hear_events_and_nudges_of_their_topics(bus: Bus) -> Non
     await bus.publish(message("acme.run.created", b"event"))
     bus.nudge("acme.log.grown", b"nudge")
     async with asyncio.timeout(10):
-        assert sorted([await heard.get(), await heard.get()]) == [("acme.log.grown", b"nudge"), ("acme.run.created", b"event")]
+        assert sorted([await heard.get(), await heard.get()]) == [
+            ("acme.log.grown", b"nudge"),
+            ("acme.run.created", b"event"),
+        ]
 
 
 async def test_stopping_finishes_what_is_in_hand_and_takes_nothing_new(bus: Bus) -> None:

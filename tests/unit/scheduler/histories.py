@@ -124,7 +124,9 @@ class World:
         return {"tenant": "acme", "run": self.run.id, "stage": stage, "job": job, "attempt": number}
 
     def finished(self, attempt: tuple[str, str, int], state: str, **values: Any) -> JobFinished:
-        reason = {"succeeded": "", "lost": Reason.NODE_LOST, "timed_out": Reason.JOB_TIMEOUT}.get(state, Reason.EXIT_CODE)
+        reason = {"succeeded": "", "lost": Reason.NODE_LOST, "timed_out": Reason.JOB_TIMEOUT}.get(
+            state, Reason.EXIT_CODE
+        )
         return JobFinished(**self.place(attempt), state=state, **{"reason": reason, **values})
 
     def stop_is_wanted(self, attempt: tuple[str, str, int]) -> bool:
@@ -143,7 +145,9 @@ class World:
                     self.send(self.finished(attempt, "cancelled" if self.stop_is_wanted(attempt) else outcome))
             for stage in self.run.plan.stages:
                 if self.run.stages[stage.name].state == "paused":
-                    self.send(StageDecided(tenant="acme", run=self.run.id, stage=stage.name, action="approve", by="ann"))
+                    self.send(
+                        StageDecided(tenant="acme", run=self.run.id, stage=stage.name, action="approve", by="ann")
+                    )
             self.wait(400)
         raise AssertionError(f"the run does not end: {self.run}")
 

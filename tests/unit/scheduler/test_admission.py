@@ -26,7 +26,9 @@ def test_a_full_quota_says_by_how_much() -> None:
 
 
 def test_large_jobs_are_not_overtaken_by_small_ones() -> None:
-    names, held, _ = admit_jobs([Request("large", 900, 0), Request("small", 100, 0)], Quota(cpu_millis=1000), Usage(jobs=1, cpu_millis=500))
+    names, held, _ = admit_jobs(
+        [Request("large", 900, 0), Request("small", 100, 0)], Quota(cpu_millis=1000), Usage(jobs=1, cpu_millis=500)
+    )
     assert names == []
     assert held is not None
 

@@ -9,7 +9,15 @@ import pytest
 
 from services.scheduler import core
 from shared.errors import PermanentError
-from shared.events import JobReady, JobRunning, JobStopRequested, JobSubmitted, RunCancelRequested, RunPaused, StageDecided
+from shared.events import (
+    JobReady,
+    JobRunning,
+    JobStopRequested,
+    JobSubmitted,
+    RunCancelRequested,
+    RunPaused,
+    StageDecided,
+)
 from shared.states import Reason
 from shared.workflow.plan import JobPlan, RetryPlan
 from tests.unit.scheduler.histories import START, World, a_plan, a_run, a_stage, yes
@@ -61,7 +69,9 @@ def test_t26_finished_before_submitted_and_running_is_accepted() -> None:
 
 
 def test_a_failure_lets_siblings_end_and_skips_what_has_not_begun() -> None:
-    world = World(a_plan(a_stage("s", JobPlan("a"), JobPlan("b"), JobPlan("c", needs=("b",))), a_stage("t", JobPlan("d"))))
+    world = World(
+        a_plan(a_stage("s", JobPlan("a"), JobPlan("b"), JobPlan("c", needs=("b",))), a_stage("t", JobPlan("d")))
+    )
     finish(world, "a", "failed", message="exit code 1")
     assert world.run.state == "running"
     assert world.run.jobs["b"].state == "ready"
@@ -176,7 +186,9 @@ def test_t86_the_first_decision_counts() -> None:
     assert "refused by ann: fine" in world.run.message
 
 
-@pytest.mark.parametrize(("on_timeout", "state"), [("cancel", "cancelled"), ("fail", "failed"), ("approve", "succeeded")])
+@pytest.mark.parametrize(
+    ("on_timeout", "state"), [("cancel", "cancelled"), ("fail", "failed"), ("approve", "succeeded")]
+)
 def test_t85_an_expired_pause_is_an_approval_only_where_asked_for(on_timeout: str, state: str) -> None:
     world = World(a_plan(a_stage("ask", JobPlan("mail"), pause=True, pause_timeout_s=60.0, on_timeout=on_timeout)))
     finish(world, "mail")
@@ -187,7 +199,10 @@ def test_t85_an_expired_pause_is_an_approval_only_where_asked_for(on_timeout: st
 
 
 def test_t88_a_pause_does_not_use_up_the_time_of_the_run() -> None:
-    stages = (a_stage("ask", JobPlan("mail"), pause=True, pause_timeout_s=None), a_stage("go", JobPlan("deploy", timeout_s=0)))
+    stages = (
+        a_stage("ask", JobPlan("mail"), pause=True, pause_timeout_s=None),
+        a_stage("go", JobPlan("deploy", timeout_s=0)),
+    )
     world = World(a_plan(*stages, timeout_s=100.0))
     finish(world, "mail")
     world.wait(7 * 86400)
@@ -279,7 +294,11 @@ def test_superseded_runs_say_by_whom() -> None:
     world = World(a_plan(a_stage("s", JobPlan("a"))))
     world.send(RunCancelRequested(tenant="acme", run=world.run.id, by="scheduler", superseded_by=7))
     finish(world, "a", "cancelled")
-    assert (world.run.state, world.run.reason, world.run.message) == ("cancelled", Reason.SUPERSEDED, "run #7 took its place")
+    assert (world.run.state, world.run.reason, world.run.message) == (
+        "cancelled",
+        Reason.SUPERSEDED,
+        "run #7 took its place",
+    )
 
 
 def test_a_late_decision_of_an_ended_run_changes_nothing() -> None:

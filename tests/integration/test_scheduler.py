@@ -1,0 +1,244 @@
+"""The scheduler on a real PostgreSQL: transactions, quotas, groups, timers, retries."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+
+import pytest
+
+from shared.db.database import open_database
+from shared.events import JobStopRequested, RunCreated, RunFinished
+from tests.integration.scheduling import Scheduling
+
+ONE_JOB = "name: one\nstages:\n- name: s\n  jobs:\n  - name: a\n    script: 'true'\n"
+TWO_STAGES = """
+name: two
+stages:
+- name: test
+  jobs:
+  - {name: lint, script: "true"}
+  - {name: unit, script: "true"}
+- name: build
+  jobs:
+  - {name: compile, script: "true"}
+"""
+WITH_PAUSE = """
+name: paused
+stages:
+- name: ask
+  type: pause
+  pause: {timeout: 1h}
+  jobs:
+  - {name: mail, script: "true"}
+- name: deploy
+  jobs:
+  - {name: deploy, script: "true"}
+"""
+
+
+@pytest.fixture
+async def scheduling(database: str) -> AsyncIterator[Scheduling]:
+    async with open_database(database) as opened:
+        scheduling = Scheduling(opened)
+        await scheduling.tenant()
+        yield scheduling
+
+
+async def test_a_run_goes_through_its_stages_and_seq_has_no_gaps(scheduling: Scheduling) -> None:
+    run = await scheduling.start(await scheduling.workflow(TWO_STAGES))
+    assert await scheduling.ready(run) == [("lint", 1), ("unit", 1)]
+    await scheduling.finish(run, "lint")
+    await scheduling.finish(run, "unit")
+    await scheduling.finish(run, "compile")
+    assert await scheduling.state(run) == "succeeded"
+    events = await scheduling.told(run)
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert [event.state for event in events if isinstance(event, RunFinished)] == ["succeeded"]
+
+
+async def test_t23_an_event_that_comes_twice_at_once_counts_once(scheduling: Scheduling) -> None:
+    run = await scheduling.start(await scheduling.workflow(ONE_JOB))
+    created = await scheduling.told(run, RunCreated)
+    await asyncio.gather(*(scheduling.hear(created) for _ in range(10)))
+    assert await scheduling.ready(run) == [("a", 1)]
+    assert await scheduling.database.fetchval("SELECT count(*) FROM attempts WHERE run = $1", run) == 1
+
+
+async def test_many_runs_in_one_batch(scheduling: Scheduling) -> None:
+    workflow = await scheduling.workflow(ONE_JOB)
+    runs = await asyncio.gather(*(scheduling.start(workflow) for _ in range(30)))
+    await asyncio.gather(*(scheduling.finish(run, "a") for run in runs))
+    assert {await scheduling.state(run) for run in runs} == {"succeeded"}
+
+
+async def test_t28_an_event_of_an_unknown_run_hurts_nobody(scheduling: Scheduling) -> None:
+    run = await scheduling.start(await scheduling.workflow(ONE_JOB))
+    await scheduling.cancel(uuid.uuid4())
+    await scheduling.finish(run, "a")
+    assert await scheduling.state(run) == "succeeded"
+
+
+async def test_a_quota_of_runs_holds_the_next_and_says_why(scheduling: Scheduling) -> None:
+    await scheduling.tenant(runs=1)
+    workflow = await scheduling.workflow(ONE_JOB)
+    first, second = await scheduling.start(workflow), await scheduling.start(workflow)
+    row = await scheduling.run(second)
+    assert (row["state"], row["reason"], row["message"]) == ("pending", "Quota", "1 of the tenant's 1 runs are active")
+    await scheduling.finish(first, "a")
+    await scheduling.admission()
+    assert await scheduling.ready(second) == [("a", 1)]
+    assert (await scheduling.run(second))["reason"] == ""
+
+
+async def test_a_quota_of_jobs_lets_in_one_after_the_other(scheduling: Scheduling) -> None:
+    await scheduling.tenant(jobs=1)
+    run = await scheduling.start(await scheduling.workflow(TWO_STAGES))
+    assert await scheduling.ready(run) == [("lint", 1)]
+    assert "quota of jobs is used up: 1 of 1" in await scheduling.database.fetchval(
+        "SELECT message FROM jobs WHERE run = $1 AND name = 'unit'", run
+    )
+    await scheduling.finish(run, "lint")
+    await scheduling.admission()
+    assert await scheduling.ready(run) == [("lint", 1), ("unit", 1)]
+
+
+@pytest.mark.parametrize("how", ["success", "failure", "cancel", "timeout", "backoff", "paused"])
+async def test_t38_a_place_is_given_back_however_it_ends(scheduling: Scheduling, how: str) -> None:
+    await scheduling.tenant(jobs=1, runs=1)
+    retries = ", retries: {max: 1, backoff: {delay: 1h}}" if how == "backoff" else ""
+    kind = "  type: pause\n" if how == "paused" else ""
+    source = f"name: holder\nstages:\n- name: s\n{kind}  jobs:\n  - {{name: a, script: 'true', pending_timeout: 60s{retries}}}\n"
+    holder = await scheduling.start(await scheduling.workflow(source))
+    waiter = await scheduling.start(await scheduling.workflow(ONE_JOB))
+    assert await scheduling.ready(waiter) == []
+    if how == "success" or how == "paused":
+        await scheduling.finish(holder, "a")
+    elif how in {"failure", "backoff"}:
+        await scheduling.finish(holder, "a", "failed")
+    elif how == "cancel":
+        await scheduling.cancel(holder)
+        await scheduling.finish(holder, "a", "cancelled")
+    else:
+        await scheduling.time(61)
+        assert await scheduling.told(holder, JobStopRequested)
+        await scheduling.finish(holder, "a", "cancelled", started=False)
+    if how == "backoff":  # the run goes on: it holds its place among the runs, but no place of a job
+        await scheduling.tenant(jobs=1)
+    await scheduling.admission()
+    assert await scheduling.ready(waiter) == [("a", 1)]
+
+
+async def test_t42_a_newcomer_is_not_behind_everything_of_a_busy_tenant(database: str) -> None:
+    async with open_database(database) as opened:
+        scheduling = Scheduling(opened, max_jobs=4)
+        for tenant in ("acme", "busy"):
+            await scheduling.tenant(tenant)
+            await scheduling.workflow(ONE_JOB, tenant)
+        busy = [await scheduling.start("one", "busy") for _ in range(40)]
+        newcomer = await scheduling.start("one", "acme")
+        assert await scheduling.ready(newcomer) == []
+        await scheduling.finish(busy[0], "a")
+        await scheduling.admission()
+        assert await scheduling.ready(newcomer) == [("a", 1)]
+
+
+async def test_a_group_lets_its_runs_in_one_after_the_other(scheduling: Scheduling) -> None:
+    workflow = await scheduling.workflow("concurrency: deploy\n" + ONE_JOB)
+    first, second, third = [await scheduling.start(workflow, concurrency_group="deploy") for _ in range(3)]
+    number = (await scheduling.run(first))["number"]
+    assert [(await scheduling.run(run))["reason"] for run in (second, third)] == ["Concurrency"] * 2
+    assert (await scheduling.run(second))["message"] == f"run #{number} of the group 'deploy' is active"
+    await scheduling.finish(first, "a")
+    await scheduling.admission()
+    assert (await scheduling.ready(second), await scheduling.ready(third)) == ([("a", 1)], [])
+
+
+async def test_a_group_may_cancel_what_a_newer_run_supersedes(scheduling: Scheduling) -> None:
+    workflow = await scheduling.workflow("concurrency: {group: pr, policy: cancel_superseded}\n" + ONE_JOB)
+    old, middle, new = [await scheduling.start(workflow, concurrency_group="pr") for _ in range(3)]
+    for run in (old, middle):
+        await scheduling.forward_requests(run)
+    await scheduling.finish(old, "a", "cancelled")
+    await scheduling.admission()
+    assert [(await scheduling.state(run)) for run in (old, middle)] == ["cancelled", "cancelled"]
+    assert (await scheduling.run(old))["reason"] == "Superseded"
+    assert await scheduling.ready(new) == [("a", 1)]
+
+
+async def test_a_decision_and_the_time_limit_leave_one_outcome(scheduling: Scheduling) -> None:
+    workflow = await scheduling.workflow(WITH_PAUSE)
+    expired, decided = await scheduling.start(workflow), await scheduling.start(workflow)
+    for run in (expired, decided):
+        await scheduling.finish(run, "mail")
+    await scheduling.database.execute(
+        "INSERT INTO decisions (run, stage, action, by) VALUES ($1, 'ask', 'approve', 'ann')", decided
+    )
+    scheduling.clock.turn(3601)
+    from services.scheduler.handlers import on_time
+
+    await on_time(scheduling.context)
+    assert await scheduling.state(expired) == "cancelled"
+    assert await scheduling.state(decided) == "paused", "a person was quicker; the event is on its way"
+    await scheduling.decide(decided, "ask", "approve")
+    assert await scheduling.ready(decided) == [("mail", 1), ("deploy", 1)]
+
+
+async def test_t35_a_retry_carries_over_what_succeeded(scheduling: Scheduling) -> None:
+    workflow = await scheduling.workflow(TWO_STAGES)
+    first = await scheduling.start(workflow)
+    await scheduling.finish(first, "lint")
+    await scheduling.finish(first, "unit", "failed")
+    assert await scheduling.state(first) == "failed"
+    second = await scheduling.start(workflow, retry_of=first)
+    assert await scheduling.ready(second) == [("unit", 1)]
+    await scheduling.finish(second, "unit")
+    await scheduling.finish(second, "compile", "failed")
+    third = await scheduling.start(workflow, retry_of=second)
+    assert await scheduling.ready(third) == [("compile", 1)]
+    await scheduling.finish(third, "compile")
+    assert await scheduling.state(third) == "succeeded"
+    origins = await scheduling.database.fetch(
+        "SELECT name, carried_from FROM jobs WHERE run = $1 ORDER BY position", third
+    )
+    assert [row["carried_from"] for row in origins] == [first, second, None]
+
+
+async def test_conditions_see_outputs_of_finished_jobs(scheduling: Scheduling) -> None:
+    source = """
+name: conditional
+stages:
+- name: look
+  jobs:
+  - {name: look, script: "true", outputs: [CHANGED]}
+- name: act
+  when: jobs.look.outputs.CHANGED == "yes"
+  jobs:
+  - {name: act, script: "true"}
+"""
+    workflow = await scheduling.workflow(source)
+    for value, expected in (("yes", "ready"), ("no", "skipped")):
+        run = await scheduling.start(workflow)
+        await scheduling.database.execute(
+            "INSERT INTO attempt_outcomes (container, run, job, attempt, outputs) VALUES ($1, $2, 'look', 1, $3)",
+            str(run), run, {"CHANGED": value},
+        )  # fmt: skip
+        await scheduling.finish(run, "look")
+        assert (await scheduling.jobs(run))["act"] == expected
+
+
+async def test_t43_a_paused_run_holds_no_place(scheduling: Scheduling) -> None:
+    await scheduling.tenant(jobs=1, runs=1)
+    paused = await scheduling.start(await scheduling.workflow(WITH_PAUSE))
+    await scheduling.finish(paused, "mail")
+    other = await scheduling.start(await scheduling.workflow(ONE_JOB))
+    assert await scheduling.ready(other) == [("a", 1)]
+
+
+async def test_two_schedulers_on_the_same_timers_act_once(scheduling: Scheduling) -> None:
+    run = await scheduling.start(await scheduling.workflow(WITH_PAUSE))
+    await scheduling.finish(run, "mail")
+    other = Scheduling(scheduling.database)
+    await asyncio.gather(scheduling.time(3601), other.time(3601))
+    assert len(await scheduling.told(run, RunFinished)) == 1
