@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from shared.clock import new_id
@@ -23,34 +23,33 @@ class NewRun:
     tenant: str
     workflow: str
     version: int
-    plan: Mapping[str, Any]
     trigger: Mapping[str, Any]
     inputs: Mapping[str, Any]
     concurrency_group: str | None = None
     retry_of: uuid.UUID | None = None
+    id: uuid.UUID = field(default_factory=new_id)
 
 
 async def create_run(tx: Transaction, new: NewRun) -> tuple[uuid.UUID, int]:
     """Record a pending run and tell run.created. Returns its id and number."""
-    run = new_id()
-    await tx.connection.execute("INSERT INTO run_counters (run, seq) VALUES ($1, 0)", run)
     number: int = await tx.connection.fetchval(
-        "INSERT INTO runs (id, tenant, workflow, version, plan, trigger, inputs, concurrency_group, retry_of) "
-        "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING number",
-        run, new.tenant, new.workflow, new.version, dict(new.plan), dict(new.trigger), dict(new.inputs),
+        "WITH counter AS (INSERT INTO run_counters (run, seq) VALUES ($1, 0)) "
+        "INSERT INTO runs (id, tenant, workflow, version, trigger, inputs, concurrency_group, retry_of) "
+        "VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING number",
+        new.id, new.tenant, new.workflow, new.version, dict(new.trigger), dict(new.inputs),
         new.concurrency_group, new.retry_of,
     )  # fmt: skip
     tx.tell(
         RunCreated(
             tenant=new.tenant,
-            run=run,
+            run=new.id,
             workflow=new.workflow,
             version=new.version,
             number=number,
             trigger=str(new.trigger.get("type", "api")),
         )  # fmt: skip
     )
-    return run, number
+    return new.id, number
 
 
 async def latest_version(tx: Transaction, tenant: str, workflow: str) -> Any:
