@@ -221,9 +221,9 @@ async def _open_host(
 
         host._objects = await stack.enter_async_context(open_object_store(objects_settings))
     if "runtime" in needs:
-        from shared.runtime.select import open_runtime
+        from shared.runtime.select import config_of, open_runtime
 
-        host._runtime = await open_runtime(runtime_settings)
+        host._runtime = await open_runtime(config_of(runtime_settings))
         stack.push_async_callback(host._runtime.close)
     return host
 

@@ -70,7 +70,13 @@ class RuntimeSettings:
         "", "folder of the process runtime; shared by executor, status_watcher and log_collector"
     )
     docker_host: str = setting("", "unix:// or tcp:// address of the engine; empty: DOCKER_HOST, then the usual socket")
-    wrapper: str = setting("", "path of the hubflow-wrapper binary for jobs; empty: the one built with this checkout")
+    docker_certificates: str = setting("", "folder with ca.pem, cert.pem and key.pem, if the engine wants TLS")
+    default_image: str = setting("", "image of scripts, which name none; empty: a small one from Docker Hub")
+    wrapper: str = setting(
+        "", "the hubflow-wrapper binary for jobs, or a folder with one per processor; empty: as built in this checkout"
+    )
+    allow_host: bool = setting(False, "processes: run commands that were meant for an image on this machine")
+    search_path: str = setting("", "processes: the jobs' PATH; empty: the system's default")
     installation: str = setting("default", "marks this installation's containers among others on the same engine")
 
 

@@ -12,6 +12,7 @@ from shared.runtime.docker import DEFAULT_IMAGE, DockerRuntime
 from shared.runtime.process import ProcessRuntime
 from shared.runtime.protocol import Runtime
 from shared.runtime.wrapper import binary_for
+from shared.settings import RuntimeSettings
 
 KINDS = ("auto", "process", "docker", "kubernetes")
 DOCKER_HOST = "unix:///var/run/docker.sock"
@@ -42,6 +43,22 @@ class RuntimeConfig:
     """Process runtime: run commands that were meant for an image on this machine."""
     search_path: str = os.defpath
     """Process runtime: the jobs' PATH."""
+
+
+def config_of(settings: RuntimeSettings) -> RuntimeConfig:
+    """The same as a process's settings have it, with what is left out filled in."""
+    built = Path(__file__).resolve().parents[2] / "wrapper" / "bin"
+    return RuntimeConfig(
+        kind=settings.kind,
+        wrapper_path=Path(settings.wrapper) if settings.wrapper else built,
+        process_root=Path(settings.process_root or "hubflow-jobs").absolute(),
+        installation=settings.installation,
+        docker_host=settings.docker_host,
+        docker_certificates=Path(settings.docker_certificates) if settings.docker_certificates else None,
+        default_image=settings.default_image or DEFAULT_IMAGE,
+        allow_host=settings.allow_host,
+        search_path=settings.search_path or os.defpath,
+    )
 
 
 async def open_runtime(config: RuntimeConfig) -> Runtime:
