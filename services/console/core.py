@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from shared.errors import PermanentError
 from shared.states import FINAL_RUN_STATES, JobState, Reason, RunState, StageState
+from shared.workflow.expressions import render
 
 MASK = "***"
 ACTIVE_STATES = [state.value for state in RunState if state not in FINAL_RUN_STATES]
@@ -126,6 +128,39 @@ def job_brief(row: Any | None, stage: str, name: str) -> dict[str, Any]:
     return {column: row[column] for column in _JOB}
 
 
-def stage_of(document: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
-    """A stage of a workflow's document."""
-    return next((stage for stage in document.get("stages", []) if stage["name"] == name), None)
+def decision_view(about: Any, stage: str) -> dict[str, Any]:
+    """What a person should know before deciding: title, message and facts by name."""
+    trigger, git = about["trigger"], about["trigger"].get("git") or {}
+    facts = {
+        "Run": about["number"],
+        "Workflow": f"{about['workflow']} (version {about['version']})",
+        "Tenant": about["tenant"],
+        "Started by": f"{trigger.get('by', '')} ({trigger.get('type', '')})",
+        "Started at": f"{about['created_at']:%Y-%m-%d %H:%M:%S} UTC",
+        "Branch": git.get("branch", ""),
+        "Tag": git.get("tag", ""),
+        "Commit": git.get("commit", ""),
+        "Commit message": git.get("message", ""),
+    }
+    inputs = masked_inputs(about["inputs"], about["declared_inputs"] or {})
+    facts |= {f"Input {name}": value for name, value in inputs.items()}
+    return {
+        "title": f"{about['workflow']} asks for a decision: {stage}",
+        "message": _message(about, inputs),
+        "facts": facts,
+    }
+
+
+def _message(about: Any, inputs: Mapping[str, Any]) -> str:
+    """The stage's own words; as written, if they refer to what only jobs know."""
+    text = str((about["stage"].get("pause") or {}).get("message") or "")
+    trigger = about["trigger"]
+    context = {
+        "inputs": inputs, "git": trigger.get("git") or {}, "workflow": {"name": about["workflow"], "version": about["version"]},
+        "run": {"id": str(about["id"]), "number": about["number"]},
+        "trigger": {"type": trigger.get("type"), "actor": trigger.get("by"), "delivery": trigger.get("delivery")},
+    }  # fmt: skip
+    try:
+        return render(text, context)
+    except PermanentError:
+        return text

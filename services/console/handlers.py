@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from services.console.routes import runs, tenants, workflows
+from services.console.routes import decisions, runs, tenants, workflows
 from shared.api import Endpoint
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     *tenants.ENDPOINTS,
     *workflows.ENDPOINTS,
     *runs.ENDPOINTS,
+    *decisions.ENDPOINTS,
 )

@@ -164,6 +164,18 @@ class Decision(pydantic.BaseModel):
     at: datetime
 
 
+class DecisionBody(Body):
+    action: Literal["approve", "cancel"]
+    comment: str = pydantic.Field("", max_length=1000)
+
+
+class DecidedStage(pydantic.BaseModel):
+    run: uuid.UUID
+    number: int
+    stage: str
+    decision: Decision
+
+
 class JobBrief(pydantic.BaseModel):
     """`attempt` 0: none was made yet. `carried_from`: the run whose success it carries over."""
 
