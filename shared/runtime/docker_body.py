@@ -28,9 +28,13 @@ FOLDER = "/.hubflow"
 BIN = f"{FOLDER}/bin"
 JOB = f"{FOLDER}/job"
 RESULT = f"{JOB}/result.json"
+SHARED = "/workflow-cache"
+SHARED_TOO = "/workflow_cache"
+LAST_INSTALLED = f"{BIN}/thub"
+"""What the wrapper's `install` puts in place last: if it is there, all is."""
 STOP_MARK = f"{JOB}/stop"
 EMPTY_IMAGE = "hubflow-empty:1"
-"""An image without content, made on the engine itself: for containers that only hold a name."""
+"""An image without content, made on the engine itself: for containers that only hold a name, and the installer."""
 OPTIONS = {"network": str, "read_only_root": bool, "pull": str, "runtime": str}
 """`ContainerSpec.options` that this runtime knows."""
 _DROPPED = ["AUDIT_WRITE", "MKNOD", "NET_RAW", "SETPCAP"]
@@ -76,7 +80,7 @@ def create(spec: ContainerSpec, image: str, installation: str, volume: str, log:
         named = {"Labels": {INSTALLATION: installation}, "NoCopy": True}
         mounts += [
             {"Type": "volume", "Source": shared, "Target": target, "VolumeOptions": named}
-            for target in ("/workflow-cache", "/workflow_cache")
+            for target in (SHARED, SHARED_TOO)
         ]
     host = {
         "Mounts": mounts,
@@ -109,10 +113,10 @@ def stand_in(labels: Mapping[str, str]) -> dict[str, Any]:
     return {"Image": EMPTY_IMAGE, "Labels": dict(labels), "Entrypoint": ["never-started"], "NetworkDisabled": True}
 
 
-def installer(image: str, volume: str) -> dict[str, Any]:
-    """The body of the container that copies the wrapper into its volume; any image will do, nothing of it is used."""
+def installer(volume: str) -> dict[str, Any]:
+    """The body of the container that copies the wrapper into its volume."""
     return {
-        "Image": image,
+        "Image": EMPTY_IMAGE,
         "Labels": {HELPER: "install"},
         "User": "0",
         "Entrypoint": ["/hubflow-wrapper"],
@@ -144,18 +148,35 @@ def log_config(info: Mapping[str, Any]) -> dict[str, Any]:
     return {"Type": "local", "Config": {"max-size": "1000t", "max-file": "1", "compress": "false"}}
 
 
-def job_archive(spec: ContainerSpec, command: list[str]) -> bytes:
-    """What is copied to / before the start: the job document, in a folder that any user may write to."""
-    environment = dict(spec.document.get("env") or {})
-    archive = _Archive()
-    if not spec.options.get("read_only_root"):
-        archive.folder(FOLDER[1:], 0o755)
-    archive.folder(JOB[1:], 0o777)
+def job_archives(spec: ContainerSpec, command: list[str]) -> list[tuple[str, bytes]]:
+    """What is copied where before the start: the job document, in a folder that any user may write to.
+
+    One archive for the root, unless the root is read-only: then one for each volume that lies on it.
+    """
+    root = _Archive()
+    root.folder(FOLDER[1:], 0o755)
+    _add_job(root, f"{JOB[1:]}", _document(spec, command))
     if spec.shared_directory:
-        environment["WORKFLOW_CACHE"] = "/workflow-cache"
         # A new volume belongs to root; images with another user write to it, too.
-        archive.folder("workflow-cache", 0o777)
-    document = {
+        root.folder(SHARED[1:], 0o777)
+    if not spec.options.get("read_only_root"):
+        return [("/", root.close())]
+    own, shared = _Archive(), _Archive()
+    _add_job(own, JOB.rpartition("/")[2], _document(spec, command))
+    shared.folder(".", 0o777)
+    return [(FOLDER, own.close())] + ([(SHARED, shared.close())] if spec.shared_directory else [])
+
+
+def _add_job(archive: _Archive, folder: str, document: Mapping[str, Any]) -> None:
+    archive.folder(folder, 0o777)
+    archive.file(f"{folder}/job.json", json.dumps(document).encode(), 0o444)
+
+
+def _document(spec: ContainerSpec, command: list[str]) -> dict[str, Any]:
+    environment = dict(spec.document.get("env") or {})
+    if spec.shared_directory:
+        environment["WORKFLOW_CACHE"] = SHARED
+    return {
         **spec.document,
         "command": command,
         "env": environment,
@@ -164,8 +185,6 @@ def job_archive(spec: ContainerSpec, command: list[str]) -> bytes:
         "output_path": f"{JOB}/outputs",
         "message_limit": RESULT_LIMIT,
     }
-    archive.file(f"{JOB[1:]}/job.json", json.dumps(document).encode(), 0o444)
-    return archive.close()
 
 
 def wrapper_archive(binary: bytes) -> bytes:

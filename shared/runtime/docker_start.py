@@ -82,6 +82,7 @@ class Starter:
     async def _create(self, spec: ContainerSpec, image: str) -> str | None:
         """Id of the new container; None if the name is taken."""
         setup = await self.ready()
+        await self._install()
         content = body.create(spec, image, self._installation, setup.volume, setup.log)
         if spec.options.get("pull") != "always":
             try:
@@ -126,10 +127,20 @@ class Starter:
             except EngineError as error:
                 if error.status != 404 or attempt == 2:
                     raise TemporaryError(f"the engine cannot create {name}: {error}") from error
-                repository, _, tag = body.EMPTY_IMAGE.partition(":")
-                query = {"fromSrc": "-", "repo": repository, "tag": tag}
-                await self._progress("/images/create", query=query, data=bytes(1024))
+                await self._make_empty_image(again=True)
         return None
+
+    async def _make_empty_image(self, *, again: bool = False) -> None:
+        try:
+            if not again:
+                await self._engine.call("GET", f"/images/{body.EMPTY_IMAGE}/json")
+                return
+        except EngineError as error:
+            if error.status != 404:
+                raise
+        repository, _, tag = body.EMPTY_IMAGE.partition(":")
+        query = {"fromSrc": "-", "repo": repository, "tag": tag}
+        await self._progress("/images/create", query=query, data=bytes(1024))
 
     async def bury(self, name: str, identity: str, labels: Mapping[str, str], reason: str, message: str) -> bool:
         """Replace a container that has not started by one that says why it never will. False if it is not there."""
@@ -153,13 +164,9 @@ class Starter:
     async def _launch(self, spec: ContainerSpec, image: str, identity: str) -> bool:
         """Copy the document in and start. False if somebody else has taken over meanwhile."""
         command = list(spec.document.get("command") or await self._command_of(image))
-        archive = body.job_archive(spec, command)
-        target = body.FOLDER if spec.options.get("read_only_root") else "/"
-        # The volume is looked after here and not before creating, so that it is done with an image that is there.
-        await self._install(image)
         for attempt in (1, 2):
             try:
-                if attempt == 1:
+                for target, archive in body.job_archives(spec, command):
                     await self.copy_in(identity, target, archive)
                 await self._engine.call("POST", f"/containers/{identity}/start", timeout=START_TIMEOUT)
             except EngineError as error:
@@ -168,7 +175,7 @@ class Starter:
                 if attempt == 1 and "hubflow-wrapper" in str(error):
                     # Somebody has pruned the volume since we filled it.
                     self._installed = False
-                    await self._install(image)
+                    await self._install()
                     continue
                 await self._never(spec, identity, error)
             return True
@@ -265,25 +272,39 @@ class Starter:
             self._setup = Setup(volume, binary, body.log_config(info))
         return self._setup
 
-    async def _install(self, image: str) -> None:
-        """Fill the wrapper's volume, once per process: twice does no harm, the wrapper installs itself atomically."""
+    async def _install(self) -> None:
+        """Fill the wrapper's volume, unless it is. Twice at once does no harm: the wrapper installs itself atomically."""
         async with self._installing:
-            setup = await self.ready()
             if self._installed:
                 return
-            content = await asyncio.to_thread(_read, setup.binary)
-            created = await self._engine.call("POST", "/containers/create", body=body.installer(image, setup.volume))
             try:
-                await self._run_installer(created["Id"], body.wrapper_archive(content))
+                await self._fill((await self.ready()).volume)
             except EngineError as error:
                 raise TemporaryError(f"the engine cannot install the command wrapper: {error}") from error
-            finally:
-                await self._engine.call("DELETE", f"/containers/{created['Id']}", query={"force": "1"})
             self._installed = True
+
+    async def _fill(self, volume: str) -> None:
+        await self._make_empty_image()
+        created = await self._engine.call("POST", "/containers/create", body=body.installer(volume))
+        identity = created["Id"]
+        try:
+            if not await self.has_file(identity, body.LAST_INSTALLED):
+                await self._run_installer(identity)
+        finally:
+            await self._engine.call("DELETE", f"/containers/{identity}", query={"force": "1"})
         await self._remove_old_installers()
 
-    async def _run_installer(self, identity: str, archive: bytes) -> None:
-        await self.copy_in(identity, "/", archive)
+    async def has_file(self, identity: str, path: str) -> bool:
+        """Is there such a file in the container?"""
+        try:
+            async with self._engine.request("HEAD", f"/containers/{identity}/archive", query={"path": path}):
+                return True
+        except EngineError:
+            return False
+
+    async def _run_installer(self, identity: str) -> None:
+        content = await asyncio.to_thread(_read, (await self.ready()).binary)
+        await self.copy_in(identity, "/", body.wrapper_archive(content))
         await self._engine.call("POST", f"/containers/{identity}/start", timeout=START_TIMEOUT)
         ended = await self._engine.call("POST", f"/containers/{identity}/wait")
         if ended["StatusCode"] != 0:

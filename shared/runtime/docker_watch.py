@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -45,8 +45,8 @@ class Watch:
     async def run(self) -> AsyncIterator[Observation]:
         """See `Runtime.watch`."""
         await self._note_time()
-        self._spawn(self._relist_forever())
-        self._spawn(self._follow_forever())
+        self._spawn(self._relist_forever)
+        self._spawn(self._follow_forever)
         while True:
             seen = await self._seen.get()
             if isinstance(seen, BaseException):
@@ -56,22 +56,21 @@ class Watch:
 
     async def close(self) -> None:
         """End all that is going on."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
+        while tasks := list(self._tasks):
+            for task in tasks:
+                task.cancel()
             await asyncio.wait(tasks)
 
-    def _spawn(self, work: Any) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.create_task(self._reporting(work))
+    def _spawn(self, work: Callable[..., Awaitable[None]], *arguments: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.create_task(self._reporting(work, *arguments))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _reporting(self, work: Any) -> None:
+    async def _reporting(self, work: Callable[..., Awaitable[None]], *arguments: Any) -> None:
         """What goes wrong in a task is raised by `run`."""
         try:
-            await work
+            await work(*arguments)
         except Exception as error:
             await self._seen.put(error)
 
@@ -133,11 +132,10 @@ class Watch:
         if action in {"create", "start"}:
             await self._seen.put((name, living(name, identity, attributes, created=action == "create")))
         elif action == "die":
-            work = self._tell_end(name, identity, attributes)
-            self._ends[identity] = task = self._spawn(work)
+            self._ends[identity] = task = self._spawn(self._tell_end, name, identity, attributes)
             task.add_done_callback(lambda _: self._ends.pop(identity, None))
         elif action == "destroy":
-            self._spawn(self._tell_destroyed(name, identity))
+            self._spawn(self._tell_destroyed, name, identity)
 
     async def _tell_end(self, name: str, identity: str, attributes: Mapping[str, str]) -> None:
         seen = None

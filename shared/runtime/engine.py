@@ -121,22 +121,24 @@ class Engine:
 
 async def demultiplexed(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     """The payload of a raw log stream (8 bytes of header per frame: stream number, 0, 0, 0, length), as it comes."""
-    buffer = bytearray()
+    rest = b""
     missing = 0
     async for chunk in response.content.iter_any():
-        buffer += chunk
-        payload = bytearray()
-        while buffer and (missing or len(buffer) >= 8):
-            if not missing:
-                missing = int.from_bytes(buffer[4:8], "big")
-                del buffer[:8]
-                continue
-            piece = buffer[:missing]
-            payload += piece
-            missing -= len(piece)
-            del buffer[: len(piece)]
-        if payload:
-            yield bytes(payload)
+        data = rest + chunk
+        pieces = []
+        # The first piece goes on with the frame that the last chunk has cut; an engine makes a frame of each line.
+        position = min(missing, len(data))
+        pieces.append(data[:position])
+        missing -= position
+        while not missing and position + 8 <= len(data):
+            start = position + 8
+            end = start + int.from_bytes(data[position + 4 : start], "big")
+            pieces.append(data[start:end])
+            position = min(end, len(data))
+            missing = end - position
+        rest = data[position:]
+        if payload := b"".join(pieces):
+            yield payload
 
 
 async def json_lines(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:

@@ -38,12 +38,12 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from shared.runtime.protocol import ContainerSpec, Observation, Phase
-from shared.runtime.results import finished
+from shared.runtime.results import finished, moment
 from shared.states import Reason
 
 COOKIE = "HUBFLOW_CONTAINER"
@@ -331,10 +331,7 @@ def _status_text(status: int) -> str:
 
 
 def _started_at(container: Container) -> datetime | None:
-    try:
-        return datetime.fromtimestamp(container.event("running").stat().st_mtime, UTC)
-    except FileNotFoundError:
-        return None
+    return moment((_read_json(container.event("running")) or {}).get("started_at"))
 
 
 def signal_wrapper(container: Container, number: signal.Signals) -> bool:
@@ -435,7 +432,10 @@ def detach(container: Container) -> Path:
 
 def discard(layout: Layout, doomed: Path) -> None:
     """Delete what `detach` has put aside, markers first. Blocks as long as that takes."""
-    for marker in layout.events.glob(f"{doomed.name}.*"):
+    result = layout.events / f"{doomed.name}.result.json"
+    # A wrapper that was killed may have left files with names of its own; looking for those takes longer.
+    odd = [] if result.exists() else layout.events.glob(f".{doomed.name}.*")
+    for marker in (result, *(layout.events / f"{doomed.name}.{kind}" for kind in ("running", "ended")), *odd):
         marker.unlink(missing_ok=True)
     shutil.rmtree(doomed, ignore_errors=True)
 

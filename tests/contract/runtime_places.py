@@ -1,0 +1,219 @@
+"""Where the runtime contract is tested: plain processes below a temporary folder, and a real Docker engine."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from shared.runtime import docker_body, process_folder
+from shared.runtime.docker import DockerRuntime
+from shared.runtime.engine import Engine
+from shared.runtime.process import ProcessRuntime
+from shared.runtime.protocol import ContainerSpec, Resources, Runtime
+
+ROOT = Path(__file__).parents[2]
+IMAGE = "hubflow-test:1"
+BARE_IMAGE = "hubflow-test-bare:1"
+"""One program and nothing else, no /tmp, no /etc, and a user that owns nothing."""
+TOOLS = "sh true sleep head cat echo printf id kill seq env tail dd ls mkdir touch wc tr sync stat"
+
+
+@dataclass(frozen=True)
+class Place:
+    """One runtime to test, and what the test must do behind its back."""
+
+    kind: str
+    where: str
+    """Root folder or engine."""
+    wrapper: str
+    installation: str
+
+    def open(self) -> Runtime:
+        """A new runtime object, as another service would have it."""
+        if self.kind == "process":
+            return ProcessRuntime(Path(self.where), Path(self.wrapper))
+        return DockerRuntime(self.where, Path(self.wrapper), self.installation, default_image=IMAGE, takeover_after=1.0)
+
+    @asynccontextmanager
+    async def opened(self):
+        runtime = self.open()
+        try:
+            yield runtime
+        finally:
+            await runtime.close()
+
+    def other_process(self, verb: str, *arguments: object) -> subprocess.Popen[str]:
+        """Do something in another operating system process (see `runtime_other.py`)."""
+        place = json.dumps([self.kind, self.where, self.wrapper, self.installation])
+        return subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("runtime_other.py")), place, verb, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stdin=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+    async def half_start(self, runtime: Runtime, spec: ContainerSpec) -> None:
+        """What a starter leaves behind that is killed between making the container and starting it."""
+        if isinstance(runtime, ProcessRuntime):
+            uid = process_folder.new_uid()
+            assert process_folder.prepare(runtime._layout, spec, runtime._document(spec, uid), uid)
+        else:
+            assert await runtime._starter._create(spec, IMAGE)
+
+    async def remove_by_hand(self, name: str) -> None:
+        if self.kind == "process":
+            shutil.rmtree(Path(self.where, "containers", name))
+        else:
+            await self.engine("DELETE", f"/containers/{name}", query={"force": "1"})
+
+    async def kill_wrapper(self, name: str) -> None:
+        """The wrapper is killed by somebody who is not Hubflow."""
+        if self.kind == "process":
+            os.kill(self._noted_pid(name), 9)
+        else:
+            await self.engine("POST", f"/containers/{name}/kill", query={"signal": "KILL"})
+
+    def _noted_pid(self, name: str) -> int:
+        return json.loads(Path(self.where, "containers", name, "pid").read_text())["pid"]
+
+    def _paths(self, name: str) -> list[str]:
+        return [str(path) for path in Path(self.where).rglob("*") if name in path.name]
+
+    def files(self) -> list[bytes]:
+        """Content of all files of the process runtime."""
+        return [path.read_bytes() for path in Path(self.where).rglob("*") if path.is_file()]
+
+    async def engine(self, method: str, path: str, **options):
+        engine = Engine(self.where)
+        try:
+            return await engine.call(method, path, **options)
+        finally:
+            await engine.close()
+
+    async def traces(self, name: str) -> list[str]:
+        """All that is still there of a container."""
+        if self.kind == "process":
+            return self._paths(name)
+        filters = json.dumps({"name": [name]})
+        found = await self.engine("GET", "/containers/json", query={"all": "1", "filters": filters})
+        return [entry["Id"] for entry in found]
+
+
+def spec(name: str, script: str, *, image: str = "", shared: str = "", command: list[str] | None = None, **more):
+    """A spec for a shell script. `more`: document fields, and `resources`, `options`, `registry_auth` of the spec."""
+    own = {key: more.pop(key) for key in ("resources", "options", "registry_auth") if key in more}
+    document = {
+        "version": 1,
+        "attempt": name,
+        "command": command or ["sh", "-c", script],
+        "workdir": "",
+        "create_workdir": True,
+        "env": {},
+        "timeout_s": 0,
+        "grace_s": 5,
+        **more,
+    }
+    labels = {"tenant": "t1", "run": "r1", "job": "j1"}
+    return ContainerSpec(
+        name,
+        image,
+        document,
+        labels,
+        script=True,
+        resources=own.pop("resources", Resources()),
+        shared_directory=shared,
+        **own,
+    )
+
+
+def build_wrapper(folder: Path) -> Path:
+    """The real wrapper: as built by `make`, or built here."""
+    given = os.environ.get("HUBFLOW_TEST_WRAPPER")
+    built = Path(given) if given else ROOT / "wrapper/bin/hubflow-wrapper-linux-amd64"
+    if built.exists():
+        return built
+    if shutil.which("go") is None:
+        pytest.skip("neither a built wrapper nor Go is here")
+    target = folder / "hubflow-wrapper"
+    subprocess.run(
+        ["go", "build", "-o", str(target), "."],
+        cwd=ROOT / "wrapper",
+        env={**os.environ, "CGO_ENABLED": "0"},
+        check=True,
+    )
+    return target
+
+
+async def load_images(host: str) -> None:
+    """Put the images of these tests into the engine: a small shell, and one with a single program and no root."""
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        pytest.skip("busybox (static) is not installed; the test images are made of it")
+    full = _archive(busybox, TOOLS.split())
+    bare = _archive(busybox, ["sh"])
+    engine = Engine(host)
+    try:
+        await _import(
+            engine, IMAGE, full, ["ENV PATH=/bin", "ENV FROM_IMAGE=yes", 'CMD ["/bin/echo","from the image"]']
+        )
+        await _import(engine, BARE_IMAGE, bare, ["ENV PATH=/bin", "USER 4711:4712"])
+    finally:
+        await engine.close()
+
+
+async def _import(engine: Engine, image: str, archive: bytes, changes: list[str]) -> None:
+    repository, _, tag = image.partition(":")
+    query = [("fromSrc", "-"), ("repo", repository), ("tag", tag), *(("changes", change) for change in changes)]
+    async with engine.request("POST", "/images/create", query=query, data=archive) as response:
+        await response.read()
+
+
+def _archive(busybox: str, names: list[str]) -> bytes:
+    program = Path(busybox).read_bytes()
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        entry = tarfile.TarInfo("bin/busybox")
+        entry.mode, entry.size = 0o755, len(program)
+        tar.addfile(entry, io.BytesIO(program))
+        for name in names:
+            link = tarfile.TarInfo(f"bin/{name}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(link)
+    return buffer.getvalue()
+
+
+async def clean(host: str, installation: str) -> None:
+    """Remove what tests have left on an engine that others use, too."""
+    engine = Engine(host)
+    filters = json.dumps({"label": [f"{docker_body.INSTALLATION}={installation}"]})
+    try:
+        await remove_installers(host)
+        for found in await engine.call("GET", "/containers/json", query={"all": "1", "filters": filters}):
+            await engine.call("DELETE", f"/containers/{found['Id']}", query={"force": "1", "v": "1"})
+        volumes = await engine.call("GET", "/volumes", query={"filters": filters})
+        for found in volumes["Volumes"] or []:
+            await engine.call("DELETE", f"/volumes/{found['Name']}")
+    finally:
+        await engine.close()
+
+
+async def remove_installers(host: str) -> None:
+    """Remove what starters have left behind that were killed while they installed the wrapper."""
+    engine = Engine(host)
+    filters = json.dumps({"label": [f"{docker_body.HELPER}=install"]})
+    try:
+        for found in await engine.call("GET", "/containers/json", query={"all": "1", "filters": filters}):
+            await engine.call("DELETE", f"/containers/{found['Id']}", query={"force": "1"})
+    finally:
+        await engine.close()

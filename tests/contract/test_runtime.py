@@ -1,0 +1,729 @@
+"""What executor, status watcher and log collector may rely on, whatever runtime they are given.
+
+All parts are real: the wrapper's binary, operating system processes that are killed with -9, a Docker engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import random
+import signal
+import uuid
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from shared.errors import ConfigurationError, PermanentError, TemporaryError
+from shared.runtime.protocol import Phase, Resources, container_name
+from shared.runtime.select import RuntimeConfig, open_runtime
+from tests.contract.runtime_places import BARE_IMAGE, Place, build_wrapper, clean, load_images, remove_installers, spec
+
+_numbers = itertools.count()
+KILLS = 12
+
+
+def new_name(job: str = "build") -> str:
+    return container_name(uuid.uuid4().hex, job, next(_numbers))
+
+
+@pytest.fixture(scope="session")
+def wrapper(tmp_path_factory):
+    return build_wrapper(tmp_path_factory.mktemp("wrapper"))
+
+
+@pytest.fixture(scope="session")
+async def docker_place(request, wrapper):
+    host = os.environ.get("HUBFLOW_TEST_DOCKER_HOST") or request.getfixturevalue("dockerd").host
+    await load_images(host)
+    installation = f"test-{uuid.uuid4().hex[:8]}"
+    yield Place("docker", host, str(wrapper), installation)
+    await clean(host, installation)
+
+
+@pytest.fixture(params=["process", pytest.param("docker", marks=pytest.mark.servers)])
+def place(request, wrapper, tmp_path):
+    if request.param == "docker":
+        return request.getfixturevalue("docker_place")
+    return Place("process", str(tmp_path / "root"), str(wrapper), "")
+
+
+@pytest.fixture
+async def runtime(place):
+    async with place.opened() as opened:
+        yield opened
+
+
+class Watcher:
+    """A status watcher that remembers what it was told."""
+
+    def __init__(self, runtime):
+        self.told = []
+        self._changed = asyncio.Condition()
+        self._task = asyncio.create_task(self._run(runtime))
+
+    async def _run(self, runtime):
+        async for observation in runtime.watch():
+            async with self._changed:
+                self.told.append(observation)
+                self._changed.notify_all()
+
+    def of(self, name):
+        return [observation for observation in self.told if observation.name == name]
+
+    async def until(self, name, phase, timeout=20.0):
+        async with asyncio.timeout(timeout), self._changed:
+            while True:
+                for observation in self.of(name):
+                    if observation.phase is phase:
+                        return observation
+                if self._task.done():
+                    self._task.result()
+                await self._changed.wait()
+
+    async def close(self):
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+
+@pytest.fixture
+async def watcher(runtime):
+    watching = Watcher(runtime)
+    yield watching
+    await watching.close()
+
+
+async def read(runtime, name, offset=0, *, follow=False):
+    return b"".join([chunk async for chunk in runtime.logs(name, offset, follow=follow)])
+
+
+async def line(process):
+    return (await asyncio.to_thread(process.stdout.readline)).strip()
+
+
+# the ordinary way
+
+
+async def test_a_job_runs_and_its_end_is_told_with_outputs(runtime, watcher):
+    name = new_name()
+    await runtime.start(spec(name, "echo hello; echo ARTIFACT=dist.tgz >> $HUBFLOW_OUTPUT", env={"A": "b"}))
+    end = await watcher.until(name, Phase.FINISHED)
+    assert end.exit_code == 0
+    assert end.reason == ""
+    assert end.labels == {"tenant": "t1", "run": "r1", "job": "j1"}
+    assert end.result["outcome"] == "exited"
+    assert end.result["outputs"]["ARTIFACT"] == "dist.tgz"
+    assert end.started_at <= end.finished_at
+    assert await read(runtime, name) == b"hello\n"
+    assert [seen.name for seen in await runtime.list() if seen.phase is Phase.FINISHED and seen.result].count(name) == 1
+    assert await runtime.inspect(name) == end
+    await runtime.remove(name)
+
+
+async def test_a_failure_keeps_its_exit_code(runtime, watcher):
+    name = new_name()
+    await runtime.start(spec(name, "exit 3"))
+    assert (await watcher.until(name, Phase.FINISHED)).exit_code == 3
+
+
+async def test_a_missing_program_is_told_as_the_wrapper_tells_it(runtime, watcher):
+    name = new_name()
+    await runtime.start(spec(name, "", command=["no-such-program"]))
+    end = await watcher.until(name, Phase.FINISHED)
+    assert end.result["outcome"] == "start_failed"
+    assert "no-such-program" in end.message
+
+
+async def test_running_is_told_while_it_runs(runtime, watcher):
+    name = new_name()
+    await runtime.start(spec(name, "sleep 60"))
+    await watcher.until(name, Phase.RUNNING)
+    assert (await runtime.inspect(name)).phase is Phase.RUNNING
+    await runtime.remove(name)
+
+
+async def test_large_outputs_come_whole(runtime, watcher):
+    name = new_name()
+    script = "for i in 1 2 3 4; do printf \"K$i=\"; seq 1 9000 | tr '\\n' ,; echo; done > $HUBFLOW_OUTPUT"
+    await runtime.start(spec(name, script, message_limit=4096))
+    outputs = (await watcher.until(name, Phase.FINISHED)).result["outputs"]
+    assert outputs["K4"] == "".join(f"{number}," for number in range(1, 9001))
+
+
+async def test_jobs_do_not_see_the_environment_of_the_service(runtime, monkeypatch):
+    monkeypatch.setenv("HUBFLOW_TEST_SECRET", "do-not-show")
+    name = new_name()
+    await runtime.start(spec(name, "env; echo over"))
+    shown = await read(runtime, name, follow=True)
+    assert shown.endswith(b"over\n")
+    assert b"do-not-show" not in shown
+
+
+async def test_jobs_of_a_run_share_a_directory(place, runtime, watcher):
+    first, second, shared = new_name(), new_name(), f"run-{uuid.uuid4().hex}"
+    await runtime.start(spec(first, "echo from-first > $WORKFLOW_CACHE/file", shared=shared))
+    await watcher.until(first, Phase.FINISHED)
+    await runtime.start(spec(second, "cat $WORKFLOW_CACHE/file", shared=shared))
+    assert await read(runtime, second, follow=True) == b"from-first\n"
+    for name in (first, second):
+        await runtime.remove(name)
+    await runtime.remove_shared_directory(shared)
+    await runtime.remove_shared_directory(shared)
+    await runtime.start(spec(third := new_name(), "ls $WORKFLOW_CACHE", shared=shared))
+    assert await read(runtime, third, follow=True) == b""
+    await runtime.remove(third)
+    await runtime.remove_shared_directory(shared)
+
+
+async def test_unknown_options_are_refused_by_name(runtime):
+    with pytest.raises(PermanentError, match="nodeSelectorX") as refused:
+        await runtime.start(spec(new_name(), "true", options={"nodeSelectorX": {}}))
+    assert refused.value.reason == "Unsupported"
+
+
+async def test_unknown_names_are_no_error(runtime):
+    name = new_name()
+    assert await runtime.inspect(name) is None
+    await runtime.stop(name, 1)
+    await runtime.remove(name)
+    with pytest.raises(KeyError):
+        await read(runtime, name)
+    with pytest.raises(KeyError):
+        await read(runtime, name, follow=True)
+
+
+async def test_t50_names_of_any_length_are_cut_and_stay_unique(runtime, watcher):
+    names = [new_name("büro-" + "x" * 200 + end) for end in "ab"]
+    assert len(set(names)) == 2
+    assert all(len(name) <= 63 for name in names)
+    for name in names:
+        await runtime.start(spec(name, "true"))
+    for name in names:
+        await watcher.until(name, Phase.FINISHED)
+
+
+# once and only once
+
+
+async def test_t23_twenty_starts_from_two_processes_are_one_container(place, runtime, watcher):
+    name, shared = new_name(), f"run-{uuid.uuid4().hex}"
+    script = "echo x >> $WORKFLOW_CACHE/witness; cat $WORKFLOW_CACHE/witness"
+    others = [place.other_process("start", name, 10, script, shared) for _ in range(2)]
+    for other in others:
+        assert await line(other) == "ready"
+    for other in others:
+        other.stdin.write("go\n")
+        other.stdin.flush()
+    for other in others:
+        assert "done" in await asyncio.to_thread(other.stdout.read)
+        other.wait()
+    assert await read(runtime, name, follow=True) == b"x\n"
+    assert len({seen.uid for seen in watcher.of(name) if seen.phase is not Phase.PENDING}) == 1
+    assert [seen.name for seen in await runtime.list()].count(name) == 1
+
+
+async def test_t24_a_starter_killed_at_any_moment_leaves_one_container(place, runtime, watcher):
+    window = 0.02 if place.kind == "process" else 0.8
+    ran = []
+    for number in range(KILLS):
+        name, shared = new_name(), f"run-{uuid.uuid4().hex}"
+        script = "echo x >> $WORKFLOW_CACHE/witness; sleep 0.1; cat $WORKFLOW_CACHE/witness"
+        other = place.other_process("start", name, 1, script, shared)
+        assert await line(other) == "ready"
+        other.stdin.write("go\n")
+        other.stdin.flush()
+        await asyncio.sleep(window * (number + random.random()) / KILLS)
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+        ran.append(await runtime.inspect(name) is not None)
+        await runtime.start(spec(name, script, shared=shared))
+        assert await read(runtime, name, follow=True) == b"x\n", (number, ran)
+        assert (await watcher.until(name, Phase.FINISHED)).exit_code == 0
+        assert Phase.GONE not in [seen.phase for seen in watcher.of(name)]
+    assert any(ran), "no kill came late enough to leave anything: widen the window"
+
+
+async def test_a_start_that_was_left_half_done_is_finished_once(place, runtime, watcher):
+    name = new_name()
+    wanted = spec(name, "echo once")
+    await place.half_start(runtime, wanted)
+    await watcher.until(name, Phase.PENDING)
+    await asyncio.gather(*(runtime.start(wanted) for _ in range(5)))
+    assert await read(runtime, name, follow=True) == b"once\n"
+    await watcher.until(name, Phase.FINISHED)
+
+
+async def test_starting_what_has_finished_does_nothing(runtime, watcher):
+    name = new_name()
+    await runtime.start(spec(name, "echo first"))
+    end = await watcher.until(name, Phase.FINISHED)
+    await runtime.start(spec(name, "echo second"))
+    assert await read(runtime, name) == b"first\n"
+    assert (await runtime.inspect(name)).uid == end.uid
+
+
+# stopping
+
+
+async def test_t31_a_running_job_is_told_to_end(runtime, watcher):
+    name = new_name()
+    await runtime.start(spec(name, "trap 'echo tidying; exit 9' TERM; echo up; while true; do sleep 0.05; done"))
+    async for _ in runtime.logs(name, follow=True):
+        break
+    await runtime.stop(name, 10)
+    end = await watcher.until(name, Phase.FINISHED)
+    assert end.result["outcome"] == "stopped"
+    assert end.exit_code == 9
+    assert (await read(runtime, name)).endswith(b"tidying\n")
+
+
+async def test_t31_a_job_that_does_not_listen_is_killed_after_its_time(runtime, watcher):
+    name = new_name()
+    await runtime.start(spec(name, "trap '' TERM; echo up; while true; do sleep 1; done", grace_s=600))
+    async for _ in runtime.logs(name, follow=True):
+        break
+    await runtime.stop(name, 1)
+    end = await watcher.until(name, Phase.FINISHED)
+    assert end.reason == "Cancelled"
+    assert end.result is None
+    await runtime.stop(name, 1)
+
+
+async def test_t31_the_kill_comes_even_if_the_stopper_dies(place, runtime, watcher):
+    name = new_name()
+    await runtime.start(spec(name, "trap '' TERM; echo up; while true; do sleep 1; done", grace_s=600))
+    async for _ in runtime.logs(name, follow=True):
+        break
+    stopper = place.other_process("stop", name, 1)
+    await asyncio.to_thread(stopper.wait)
+    assert (await watcher.until(name, Phase.FINISHED)).reason == "Cancelled"
+
+
+async def test_t31_what_has_not_started_never_will(place, runtime, watcher):
+    name = new_name()
+    wanted = spec(name, "echo must not run")
+    await place.half_start(runtime, wanted)
+    await runtime.stop(name, 5)
+    end = await watcher.until(name, Phase.FINISHED)
+    assert end.reason == "Cancelled"
+    assert end.labels["run"] == "r1"
+    await runtime.start(wanted)
+    assert (await runtime.inspect(name)).reason == "Cancelled"
+    assert await read(runtime, name, follow=True) == b""
+    await runtime.remove(name)
+
+
+async def test_t31_stop_and_start_at_the_same_time_end_stopped(runtime, watcher):
+    names = [new_name() for _ in range(6)]
+    for name in names:
+        start = asyncio.create_task(runtime.start(spec(name, "sleep 60")))
+        await watcher.until(name, Phase.PENDING)
+        await runtime.stop(name, 5)
+        await start
+    for name in names:
+        end = await watcher.until(name, Phase.FINISHED)
+        assert end.reason == "Cancelled" or end.result["outcome"] == "stopped"
+
+
+# watching
+
+
+async def test_t02_a_restarted_watch_tells_all(place):
+    ended, running = [new_name() for _ in range(5)], new_name()
+    async with place.opened() as starter:
+        for name in ended:
+            await starter.start(spec(name, "echo A=1 >> $HUBFLOW_OUTPUT"))
+        await starter.start(spec(running, "sleep 60"))
+        for name in ended:
+            await read(starter, name, follow=True)
+    async with place.opened() as runtime:
+        watcher = Watcher(runtime)
+        for name in ended:
+            assert (await watcher.until(name, Phase.FINISHED)).result["outputs"] == {"A": "1"}
+        await watcher.until(running, Phase.RUNNING)
+        await watcher.close()
+        again = Watcher(runtime)
+        for name in ended:
+            await again.until(name, Phase.FINISHED)
+        await again.close()
+        await runtime.remove(running)
+
+
+async def test_t19_each_of_two_watchers_tells_each_end_once(place, runtime, watcher):
+    names = [new_name() for _ in range(5)]
+    async with place.opened() as second:
+        other = Watcher(second)
+        for name in names:
+            await runtime.start(spec(name, "true"))
+        for name in names:
+            await watcher.until(name, Phase.FINISHED)
+            await other.until(name, Phase.FINISHED)
+        for told in (watcher, other):
+            assert all([seen.phase for seen in told.of(name)].count(Phase.FINISHED) == 1 for name in names)
+        await other.close()
+
+
+async def test_t05_a_container_removed_by_hand_is_gone(place, runtime, watcher):
+    name = new_name()
+    await runtime.start(spec(name, "sleep 60"))
+    await watcher.until(name, Phase.RUNNING)
+    await place.remove_by_hand(name)
+    told = await watcher.until(name, Phase.GONE)
+    assert told.reason == "ContainerGone"
+    assert told.labels["job"] == "j1"
+
+
+async def test_removing_a_finished_container_is_no_news(runtime, watcher):
+    name, after = new_name(), new_name()
+    await runtime.start(spec(name, "true"))
+    await watcher.until(name, Phase.FINISHED)
+    await runtime.remove(name)
+    await runtime.start(spec(after, "true"))
+    await watcher.until(after, Phase.FINISHED)
+    assert watcher.of(name)[-1].phase is Phase.FINISHED
+
+
+async def test_a_murdered_wrapper_is_not_the_users_failure(place, runtime, watcher):
+    name = new_name()
+    await runtime.start(spec(name, "echo up; sleep 60"))
+    async for _ in runtime.logs(name, follow=True):
+        break
+    await place.kill_wrapper(name)
+    end = await watcher.until(name, Phase.FINISHED, timeout=5)
+    assert end.reason == "WrapperFailed"
+    assert end.exit_code == 137
+
+
+# logs
+
+
+async def test_t53_ten_megabytes_in_a_second_come_byte_for_byte(runtime, watcher):
+    name = new_name()
+    script = "head -c 7000000 /dev/urandom > data; cat data; seq 1 500000; printf 'no newline at the end'"
+    await runtime.start(spec(name, f"{script}; echo $(wc -c < data) > /dev/null; sync", workdir=""))
+    followed = await read(runtime, name, follow=True)
+    await watcher.until(name, Phase.FINISHED)
+    whole = await read(runtime, name)
+    numbers = b"".join(b"%d\n" % number for number in range(1, 500001))
+    assert len(whole) == 7000000 + len(numbers) + 21
+    assert whole.endswith(numbers + b"no newline at the end")
+    assert followed == whole
+
+
+async def test_bytes_that_are_no_text_stay_as_they_are(runtime):
+    name = new_name()
+    await runtime.start(spec(name, r"printf '\377\000\r\n\n\033[31m'; printf 'x'; printf 'error\n' >&2; printf y"))
+    assert await read(runtime, name, follow=True) == b"\xff\x00\r\n\n\x1b[31mxerror\ny"
+
+
+async def test_t55_a_collector_goes_on_at_any_byte(place, runtime):
+    name = new_name()
+    await runtime.start(spec(name, "for i in 1 2 3 4 5 6 7 8; do seq 1 3000; sleep 0.1; done"))
+    collected = bytearray()
+    for limit in (1, 20_000, 40_000, 10**9):
+        async with place.opened() as collector:
+            async for chunk in collector.logs(name, len(collected), follow=True):
+                collected += chunk
+                if len(collected) >= limit:
+                    break
+    expected = b"".join(b"%d\n" % number for number in range(1, 3001)) * 8
+    assert bytes(collected) == expected
+    assert await read(runtime, name, 12_345) == expected[12_345:]
+    assert await read(runtime, name, len(expected)) == b""
+    assert await read(runtime, name, len(expected) + 5) == b""
+
+
+async def test_output_is_followed_as_it_comes(runtime):
+    name = new_name()
+    await runtime.start(spec(name, "echo first; sleep 60"))
+    async with asyncio.timeout(5):
+        async for chunk in runtime.logs(name, follow=True):
+            assert chunk == b"first\n"
+            break
+    await runtime.remove(name)
+
+
+# leaving nothing
+
+
+async def test_removal_leaves_nothing(place, runtime, watcher):
+    names = [new_name() for _ in range(3)]
+    await runtime.start(spec(names[0], "echo over; touch a b c"))
+    await watcher.until(names[0], Phase.FINISHED)
+    await runtime.start(spec(names[1], "sleep 60"))
+    await watcher.until(names[1], Phase.RUNNING)
+    await place.half_start(runtime, spec(names[2], "true"))
+    for name in names:
+        assert await place.traces(name)
+        await runtime.remove(name)
+        assert await place.traces(name) == []
+        assert await runtime.inspect(name) is None
+
+
+async def test_a_name_can_be_used_again_after_removal(runtime, watcher):
+    name = new_name()
+    await runtime.start(spec(name, "echo one"))
+    first = await watcher.until(name, Phase.FINISHED)
+    await runtime.remove(name)
+    await runtime.start(spec(name, "echo two"))
+    assert await read(runtime, name, follow=True) == b"two\n"
+    assert (await runtime.inspect(name)).uid != first.uid
+
+
+# plain processes only
+
+
+@pytest.fixture
+def process_place(wrapper, tmp_path):
+    return Place("process", str(tmp_path / "root"), str(wrapper), "")
+
+
+async def test_processes_refuse_the_command_of_an_image(process_place):
+    wanted = spec(new_name(), "true", image="registry.example/tool:1")
+    async with process_place.opened() as runtime:
+        await runtime.start(wanted)
+        with pytest.raises(PermanentError) as refused:
+            await runtime.start(type(wanted)(**{**_fields(wanted), "name": new_name(), "script": False}))
+    assert refused.value.reason == "Unsupported"
+
+
+def _fields(wanted):
+    return {name: getattr(wanted, name) for name in type(wanted).__dataclass_fields__}
+
+
+async def test_jobs_outlive_the_service_that_started_them(process_place):
+    name = new_name()
+    other = process_place.other_process("start", name, 1, "echo up; sleep 1; echo still", "")
+    await line(other)
+    other.stdin.write("go\n")
+    other.stdin.flush()
+    assert await line(other) == "done"
+    other.kill()
+    other.wait()
+    async with process_place.opened() as runtime:
+        assert await read(runtime, name, follow=True) == b"up\nstill\n"
+        assert (await runtime.inspect(name)).exit_code == 0
+
+
+async def test_what_daemonizes_is_killed_after_its_wrapper_was(process_place):
+    name = new_name()
+    async with process_place.opened() as runtime:
+        await runtime.start(spec(name, "setsid sleep 345 & echo $!; sleep 60"))
+        async for chunk in runtime.logs(name, follow=True):
+            stray = int(chunk)
+            break
+        await process_place.kill_wrapper(name)
+        watcher = Watcher(runtime)
+        await watcher.until(name, Phase.FINISHED)
+        async with asyncio.timeout(5):
+            while _lives(stray):  # noqa: ASYNC110 - nobody tells of the death of a stranger
+                await asyncio.sleep(0.05)
+        await watcher.close()
+
+
+def _lives(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def test_no_zombies_stay(process_place):
+    async with process_place.opened() as runtime:
+        names = [new_name() for _ in range(5)]
+        for name in names:
+            await runtime.start(spec(name, "true"))
+        async with asyncio.timeout(5):
+            while runtime._attended:  # noqa: ASYNC110 - reaping is nobody's news
+                await asyncio.sleep(0.01)
+
+
+async def test_the_job_document_does_not_outlast_the_start(process_place):
+    name = new_name()
+    async with process_place.opened() as runtime:
+        await runtime.start(spec(name, "echo up; sleep 60", env={"TOKEN": "very-secret"}))
+        async for _ in runtime.logs(name, follow=True):
+            break
+        files = process_place.files()
+        assert files
+        assert b"very-secret" not in b"".join(files)
+        await runtime.remove(name)
+
+
+# Docker only
+
+
+@pytest.fixture
+async def docker(docker_place):
+    async with docker_place.opened() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def docker_watcher(docker):
+    watching = Watcher(docker)
+    yield watching
+    await watching.close()
+
+
+@pytest.mark.servers
+async def test_t08_too_much_memory_is_told_with_the_limit(docker, docker_watcher):
+    name = new_name()
+    await docker.start(spec(name, "tail /dev/zero", resources=Resources(memory_bytes=32 << 20)))
+    end = await docker_watcher.until(name, Phase.FINISHED)
+    assert end.reason == "OOMKilled"
+    assert name in end.message
+    assert "32 MiB" in end.message
+
+
+@pytest.mark.servers
+async def test_t09_an_image_that_does_not_exist_is_named(docker, docker_watcher, bare_registry):
+    name, image = new_name(), f"{bare_registry.address}/nowhere/nothing:7"
+    await docker.start(spec(name, "true", image=image))
+    end = await docker_watcher.until(name, Phase.FINISHED)
+    assert end.reason == "ImagePull"
+    assert image in end.message
+    assert end.labels["run"] == "r1"
+
+
+@pytest.mark.servers
+async def test_t31_a_job_is_stopped_while_its_image_is_pulled(docker_place, docker, docker_watcher, bare_registry):
+    name, image = new_name(), f"{bare_registry.address}/slow/image:1"
+    start = asyncio.create_task(docker.start(spec(name, "true", image=image)))
+    await docker_watcher.until(name, Phase.PENDING)
+    async with asyncio.timeout(10):
+        await bare_registry.asked.wait()
+    async with docker_place.opened() as another_service:
+        await another_service.stop(name, 5)
+    assert (await docker_watcher.until(name, Phase.FINISHED)).reason == "Cancelled"
+    bare_registry.release.set()
+    await start
+    assert (await docker.inspect(name)).reason == "Cancelled"
+
+
+@pytest.mark.servers
+async def test_a_bare_image_with_a_strange_user_and_a_read_only_root_works(docker, docker_watcher):
+    for options in ({}, {"read_only_root": True}):
+        name, shared = new_name(), f"run-{uuid.uuid4().hex}"
+        script = (
+            "echo A=1 >> $HUBFLOW_OUTPUT; echo y > /workflow_cache/file; read line < /workflow-cache/file; echo $line"
+        )
+        wanted = spec(name, script, image=BARE_IMAGE, shared=shared, options=options, command=["/bin/sh", "-c", script])
+        await docker.start(wanted)
+        end = await docker_watcher.until(name, Phase.FINISHED)
+        assert end.exit_code == 0, end
+        assert end.result["outputs"] == {"A": "1"}
+        assert await read(docker, name) == b"y\n"
+        await docker.remove(name)
+        await docker.remove_shared_directory(shared)
+
+
+@pytest.mark.servers
+async def test_an_images_own_command_and_environment_count(docker, docker_watcher):
+    own, env = new_name(), new_name()
+    wanted = spec(own, "")
+    await docker.start(type(wanted)(**{**_fields(wanted), "document": {**wanted.document, "command": []}}))
+    assert await read(docker, own, follow=True) == b"from the image\n"
+    await docker.start(spec(env, "echo $FROM_IMAGE"))
+    assert await read(docker, env, follow=True) == b"yes\n"
+
+
+@pytest.mark.servers
+async def test_secrets_are_not_in_what_the_engine_tells(docker_place, docker, docker_watcher):
+    name = new_name()
+    await docker.start(spec(name, "sleep 60", env={"TOKEN": "very-secret"}))
+    await docker_watcher.until(name, Phase.RUNNING)
+    assert "very-secret" not in json.dumps(await docker_place.engine("GET", f"/containers/{name}/json"))
+    await docker.remove(name)
+
+
+@pytest.mark.servers
+async def test_a_pruned_wrapper_is_installed_again(docker_place, docker, docker_watcher):
+    first, second = new_name(), new_name()
+    await docker.start(spec(first, "true"))
+    await docker_watcher.until(first, Phase.FINISHED)
+    for found in await docker_place.engine("GET", "/containers/json", query={"all": "1"}):
+        if found["Labels"].get("hubflow.installation") == docker_place.installation:
+            await docker_place.engine("DELETE", f"/containers/{found['Id']}", query={"force": "1"})
+    await remove_installers(docker_place.where)
+    await docker_place.engine("DELETE", f"/volumes/{(await docker._starter.ready()).volume}")
+    await docker.start(spec(second, "true"))
+    assert (await docker_watcher.until(second, Phase.FINISHED)).exit_code == 0
+
+
+@pytest.mark.servers
+async def test_an_engine_that_is_away_is_temporary(docker_place, wrapper, tmp_path):
+    away = Place("docker", f"unix://{tmp_path}/none.sock", str(wrapper), "none")
+    async with away.opened() as runtime:
+        for attempt in (runtime.ping, runtime.list, lambda: runtime.start(spec(new_name(), "true"))):
+            with pytest.raises(TemporaryError, match=r"none\.sock"):
+                await attempt()
+        with pytest.raises(TemporaryError):
+            await anext(runtime.watch())
+
+
+class Registry:
+    """A registry that has no image; asked for slow/image it takes its time to say so."""
+
+    def __init__(self):
+        self.address = ""
+        self.asked, self.release = asyncio.Event(), asyncio.Event()
+
+    async def answer(self, request):
+        if request.path == "/v2/":
+            return web.json_response({})
+        if "slow/image" in request.path:
+            self.asked.set()
+            await self.release.wait()
+        return web.json_response({"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}, status=404)
+
+
+@pytest.fixture
+async def bare_registry():
+    serving = Registry()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", serving.answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    serving.address = f"127.0.0.1:{runner.addresses[0][1]}"
+    yield serving
+    serving.release.set()
+    await runner.cleanup()
+
+
+# choosing
+
+
+def _config(kind, wrapper, tmp_path, **more):
+    return RuntimeConfig(kind=kind, wrapper_path=wrapper, process_root=tmp_path / "root", **more)
+
+
+async def test_auto_takes_processes_where_no_engine_answers(wrapper, tmp_path):
+    runtime = await open_runtime(_config("auto", wrapper, tmp_path, docker_host=f"unix://{tmp_path}/none.sock"))
+    assert runtime.name == "process"
+    await runtime.ping()
+    await runtime.close()
+
+
+@pytest.mark.servers
+async def test_auto_takes_docker_where_it_answers(docker_place, wrapper, tmp_path):
+    runtime = await open_runtime(_config("auto", wrapper, tmp_path, docker_host=docker_place.where))
+    assert runtime.name == "docker"
+    await runtime.ping()
+    await runtime.close()
+
+
+@pytest.mark.parametrize("kind", ["kubernetes", "podman"])
+async def test_a_runtime_that_is_not_there_is_a_configuration_error(kind, wrapper, tmp_path):
+    with pytest.raises(ConfigurationError, match=kind):
+        await open_runtime(_config(kind, wrapper, tmp_path))
+
+
+async def test_a_missing_wrapper_is_a_configuration_error(tmp_path):
+    with pytest.raises(ConfigurationError, match="make wrapper"):
+        await open_runtime(_config("process", tmp_path / "none", tmp_path))
