@@ -78,10 +78,6 @@ class RuntimeSettings:
     allow_host: bool = setting(False, "processes: run commands that were meant for an image on this machine")
     search_path: str = setting("", "processes: the jobs' PATH; empty: the system's default")
     installation: str = setting("default", "marks this installation's containers among others on the same engine")
-    docker_certificates: str = setting("", "folder with ca.pem, cert.pem and key.pem, if the engine wants TLS")
-    default_image: str = setting("", "image of scripts that name none, for runtimes with images; empty: a small Debian")
-    search_path: str = setting("", "PATH of jobs that are plain processes; empty: /bin:/usr/bin")
-    allow_host: bool = setting(False, "let plain processes run commands that were meant for an image")
 
 
 def process_name() -> str:

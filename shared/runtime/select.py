@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from shared.runtime.docker import DEFAULT_IMAGE, DockerRuntime
 from shared.runtime.process import ProcessRuntime
 from shared.runtime.protocol import Runtime
 from shared.runtime.wrapper import binary_for
-from shared.settings import RuntimeSettings
 from shared.settings import RuntimeSettings
 
 KINDS = ("auto", "process", "docker", "kubernetes")
@@ -60,23 +58,6 @@ def config_of(settings: RuntimeSettings) -> RuntimeConfig:
         default_image=settings.default_image or DEFAULT_IMAGE,
         allow_host=settings.allow_host,
         search_path=settings.search_path or os.defpath,
-    )
-
-
-def config_from(settings: RuntimeSettings, environment: Mapping[str, str]) -> RuntimeConfig:
-    """What the settings say, with defaults for what they leave out; of the environment only Docker's own DOCKER_HOST."""
-    checkout = Path(__file__).parents[2]
-    docker_host = settings.docker_host or environment.get("DOCKER_HOST", "")
-    return RuntimeConfig(
-        settings.kind,
-        Path(settings.wrapper) if settings.wrapper else checkout / "wrapper" / "bin",
-        Path(settings.process_root) if settings.process_root else Path.home() / ".local" / "state" / "hubflow" / "jobs",
-        settings.installation,
-        docker_host,
-        Path(settings.docker_certificates) if settings.docker_certificates else None,
-        settings.default_image or DEFAULT_IMAGE,
-        settings.allow_host,
-        settings.search_path or os.defpath,
     )
 
 
