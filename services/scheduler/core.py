@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
+from services.scheduler.arrows import JOB_ARROWS, RUN_ARROWS, STAGE_ARROWS, checked
 from services.scheduler.model import Decision, JobStatus, Run, StageStatus
 from shared.errors import PermanentError
 from shared.events import (
@@ -328,7 +329,9 @@ class _Draft:
     # ------------------------------------------------------------ one job
 
     def set_job(self, name: str, **changes: Any) -> None:
-        self.run.jobs[name] = replace(self.run.jobs[name], **changes)
+        job = self.run.jobs[name]
+        checked(JOB_ARROWS, job.state, changes.get("state", job.state))
+        self.run.jobs[name] = replace(job, **changes)
 
     def make_eligible(self, name: str) -> None:
         if self.run.jobs[name].state is JobState.WAITING:
@@ -402,7 +405,9 @@ class _Draft:
     # ------------------------------------------------------------ stages
 
     def set_stage(self, name: str, **changes: Any) -> None:
-        self.run.stages[name] = replace(self.run.stages[name], **changes)
+        stage = self.run.stages[name]
+        checked(STAGE_ARROWS, stage.state, changes.get("state", stage.state))
+        self.run.stages[name] = replace(stage, **changes)
 
     def end_stage(self, name: str, state: StageState, reason: str = "", message: str = "") -> None:
         self.set_stage(name, state=state, reason=reason, message=message, finished_at=self.now)
@@ -430,7 +435,7 @@ class _Draft:
             self._running()
 
     def _running(self) -> None:
-        self.run.state = RunState.RUNNING
+        self.run.state = checked(RUN_ARROWS, self.run.state, RunState.RUNNING)
         self.run.started_at = self.run.started_at or self.now
         self.events.append(RunRunning(tenant=self.run.tenant, run=self.run.id))
 
@@ -440,7 +445,8 @@ class _Draft:
             self.run.ending_state, self.run.reason, self.run.message = state, reason, message
 
     def _finish_run(self, state: RunState, reason: str, message: str) -> None:
-        self.run.state, self.run.reason, self.run.message = state, reason, message
+        self.run.state = checked(RUN_ARROWS, self.run.state, state)
+        self.run.reason, self.run.message = reason, message
         self.run.finished_at = self.now
         self.events.append(
             RunFinished(tenant=self.run.tenant, run=self.run.id, state=state, reason=reason, message=message)
@@ -576,7 +582,7 @@ class _Draft:
     def _pause(self, stage: StagePlan) -> None:
         self.set_stage(stage.name, state=StageState.PAUSED, paused_at=self.now)
         if self.run.stages[stage.name].decision is None:
-            self.run.state = RunState.PAUSED
+            self.run.state = checked(RUN_ARROWS, self.run.state, RunState.PAUSED)
             expires = self.now + timedelta(seconds=stage.pause_timeout_s) if stage.pause_timeout_s else None
             self.events.append(RunPaused(**self._stage_place(stage.name), expires_at=expires))
 
@@ -608,7 +614,7 @@ class _Draft:
                 self.end_job(name, JobState.SKIPPED if never else JobState.CANCELLED, reason, message)
         if any(job.state.active for job in self.run.jobs.values()):
             if self.run.state is not RunState.CANCELLING:
-                self.run.state = RunState.CANCELLING
+                self.run.state = checked(RUN_ARROWS, self.run.state, RunState.CANCELLING)
                 self.events.append(
                     RunCancelling(tenant=self.run.tenant, run=self.run.id, reason=reason, message=message)
                 )

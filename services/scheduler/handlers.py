@@ -315,8 +315,7 @@ def _notice_release(context: Context, work: _Work) -> None:
         limited = before.quota != Quota() or run.concurrency_group or context.settings.max_jobs
         if limited and (
             _held_places(before.run) > _held_places(run)
-            or (before.run.holds_quota
-            and not run.holds_quota)
+            or (before.run.holds_quota and not run.holds_quota)
             or run.state.final
         ):
             context.released.add(run.tenant)

@@ -184,7 +184,8 @@ async def _save_jobs(connection: Any, changed: Sequence[tuple[Loaded, Run]]) -> 
 
 _UPSERT_JOBS = """
 INSERT INTO jobs (run, position, tenant, stage, name, state, reason, message, attempt, retries, infrastructure_retries,
-    stopping, cpu_millis, memory_bytes, eligible_at, retry_at, ready_at, submitted_at, started_at, finished_at, reminded_at, carried_from)
+    stopping, cpu_millis, memory_bytes, eligible_at, retry_at, ready_at, submitted_at, started_at, finished_at, reminded_at,
+    carried_from)
 SELECT * FROM unnest($1::uuid[], $2::int[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::int[],
     $10::int[], $11::int[], $12::text[], $13::int[], $14::bigint[], $15::timestamptz[], $16::timestamptz[], $17::timestamptz[],
     $18::timestamptz[], $19::timestamptz[], $20::timestamptz[], $21::timestamptz[], $22::uuid[])

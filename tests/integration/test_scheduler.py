@@ -109,7 +109,8 @@ async def test_t38_a_place_is_given_back_however_it_ends(scheduling: Scheduling,
     await scheduling.tenant(jobs=1, runs=1)
     retries = ", retries: {max: 1, backoff: {delay: 1h}}" if how == "backoff" else ""
     kind = "  type: pause\n" if how == "paused" else ""
-    source = f"name: holder\nstages:\n- name: s\n{kind}  jobs:\n  - {{name: a, script: 'true', pending_timeout: 60s{retries}}}\n"
+    job = f"{{name: a, script: 'true', pending_timeout: 60s{retries}}}"
+    source = f"name: holder\nstages:\n- name: s\n{kind}  jobs:\n  - {job}\n"
     holder = await scheduling.start(await scheduling.workflow(source))
     waiter = await scheduling.start(await scheduling.workflow(ONE_JOB))
     assert await scheduling.ready(waiter) == []

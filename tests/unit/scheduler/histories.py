@@ -91,8 +91,8 @@ class World:
         self.told: list[Event] = []
         self.sent: list[Event] = []
         self.attempts: list[tuple[str, str, int]] = []
-        self.take(core.apply(self.run, RunCreated(tenant="acme", run=self.run.id, workflow="w", version=1, number=1, trigger="api"),
-                             self.now, yes))  # fmt: skip
+        created = RunCreated(tenant="acme", run=self.run.id, workflow="w", version=1, number=1, trigger="api")
+        self.take(core.apply(self.run, created, self.now, yes))
         self.take(core.admit(self.run, self.now, yes))
         self.admit()
 

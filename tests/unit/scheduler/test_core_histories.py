@@ -11,7 +11,7 @@ from shared.states import JobState
 from tests.unit.scheduler.histories import World, plans, steps, yes
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_any_history_ends_and_every_end_is_told_once(data: st.DataObject) -> None:
     world = World(data.draw(plans()))
@@ -33,7 +33,7 @@ def test_any_history_ends_and_every_end_is_told_once(data: st.DataObject) -> Non
         assert sorted(map(str, told)) == sorted(map(str, expected))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_t18_the_same_event_twice_is_the_same_as_once(data: st.DataObject) -> None:
     world = World(data.draw(plans()))
@@ -45,7 +45,7 @@ def test_t18_the_same_event_twice_is_the_same_as_once(data: st.DataObject) -> No
         assert core.apply(once, event, world.now, yes).run == once
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_job_starts_only_after_its_needs_and_has_one_attempt_at_a_time(data: st.DataObject) -> None:
     world = World(data.draw(plans()))
