@@ -10,17 +10,28 @@ import aiohttp
 
 from cli.failure import Failure
 
-_VOID = frozenset({"input", "br", "meta", "link", "img", "hr"})
+
+@dataclass
+class Button:
+    """A button that sends its form, with its own name and value."""
+
+    name: str
+    value: str
+    text: str = ""
 
 
 @dataclass
 class Form:
-    """A form of a page. `fields`: what is sent when its button is pressed and nothing else is filled in."""
+    """A form of a page. `fields`: what is sent beside the button that is pressed, when nothing is filled in."""
 
     action: str = ""
     method: str = "get"
     fields: dict[str, str] = field(default_factory=dict)
-    buttons: list[str] = field(default_factory=list)
+    buttons: list[Button] = field(default_factory=list)
+
+    def button(self, text: str) -> Button | None:
+        """The first button that reads so, in any case."""
+        return next((button for button in self.buttons if text.lower() in button.text.lower()), None)
 
 
 class Page(HTMLParser):
@@ -45,8 +56,10 @@ class Page(HTMLParser):
             form = self.forms[-1]
             if tag == "button":
                 self._button = True
-                form.buttons.append("")
-            if values.get("name"):
+                form.buttons.append(Button(values.get("name", ""), values.get("value", "")))
+            elif values.get("type", "").lower() == "submit":
+                form.buttons.append(Button(values.get("name", ""), values.get("value", ""), values.get("value", "")))
+            elif values.get("name"):
                 form.fields[values["name"]] = values.get("value", "")
 
     def handle_endtag(self, tag: str) -> None:
@@ -60,7 +73,7 @@ class Page(HTMLParser):
             return
         self.text += f" {data}"
         if self._button and self.forms:
-            self.forms[-1].buttons[-1] += data
+            self.forms[-1].buttons[-1].text += data
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +88,10 @@ async def open_page(http: aiohttp.ClientSession, url: str) -> Answer:
         return Answer(answer.status, Page(await answer.text()))
 
 
-async def press(http: aiohttp.ClientSession, url: str, form: Form) -> Answer:
-    """Send a form of the page at `url`."""
+async def press(http: aiohttp.ClientSession, url: str, form: Form, button: Button) -> Answer:
+    """Press a button of a form of the page at `url`."""
     if form.method != "post":
         raise Failure(f"the page at {url} has a form that does not post")
-    headers = {"Accept": "text/html"}
-    async with http.post(urljoin(url, form.action or url), data=form.fields, headers=headers) as answer:
+    sent = form.fields | ({button.name: button.value} if button.name else {})
+    async with http.post(urljoin(url, form.action or url), data=sent, headers={"Accept": "text/html"}) as answer:
         return Answer(answer.status, Page(await answer.text()))

@@ -39,6 +39,11 @@ class Repository:
         said = await git("push", "--quiet", "origin", branch, cwd=self.work, stderr=True)
         return [line.removeprefix("remote:").strip() for line in said.splitlines() if line.startswith("remote:")]
 
+    def last_delivery(self) -> str:
+        """Id of the webhook that was sent last."""
+        sent = (self.bare / "hooks/deliveries").glob("*.json")
+        return max(sent, key=lambda path: path.stat().st_mtime_ns).stem
+
     async def redeliver(self, delivery: str) -> str:
         """Send a webhook once more, as it was. Returns what the hook says about the answer."""
         return await _run([sys.executable, str(self.bare / "hooks/post-receive"), "--redeliver", delivery],
