@@ -39,9 +39,9 @@ Path = tuple[str | int, ...]
 
 MAX_CONDITIONS_LENGTH = 12_000
 """Characters of all different conditions of a file together: keeps the check of a hostile file quick."""
-MAX_PROBLEMS = 100
+MAX_PROBLEMS = 50
 """After that many a file is not looked at any further."""
-_MAX_COMPARISONS = 2000
+_MAX_COMPARISONS = 1500
 """Words that are compared to find the nearest ones, in one file."""
 _MAX_CYCLES = 10
 _ALWAYS_KNOWN_ENV = re.compile(r"IMAGE\Z|_WORKFLOW_")

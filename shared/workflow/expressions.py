@@ -137,7 +137,7 @@ def _missing(written: str, path: tuple[str, ...], step: str, there: Any) -> str:
         known = one_of(sorted(there)) if isinstance(there, Mapping) and there else "none"
         return f"{message}the job {path[1]} printed no output {step} (it printed: {known})."
     if path[0] == "secrets":
-        return f"{message}the tenant has no secret {shorten(step)}."
+        return f"{message}the tenant has no secret {shorten(path[-1])}."
     if path[0] in {"git", "image", "pause"}:
         return f"{message}this run was started without it."
     return f"{message}there is no {shorten(step)}."

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from pydantic_core import PydanticCustomError
@@ -54,7 +54,7 @@ class Fault:
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON, for problem documents."""
-        return asdict(self)
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 class WorkflowError(UserError):

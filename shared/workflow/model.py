@@ -11,7 +11,7 @@ import re
 import zoneinfo
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from typing import Annotated, Any, Literal
 
 from cronsim import CronSim, CronSimError
@@ -48,7 +48,7 @@ DEFAULT_PAUSE_TIMEOUT_S = 7 * 86400.0
 MAX_JOBS = 1000
 MAX_STAGES = 100
 MAX_IMAGE_TRIGGERS = 10
-MAX_SCHEDULES = 50
+MAX_SCHEDULES = 20
 
 BUILTIN_PAUSE = "workflow_pause"
 """TencentHub's image without a command: it only marked a pause stage. A job of it succeeds at once, without a container."""
@@ -96,7 +96,7 @@ class Part(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_nothing(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or None not in value.values():
             return value
         return {key: item for key, item in value.items() if item is not None or not cls.knows(key)}
 
@@ -247,13 +247,20 @@ def _timezones() -> dict[str, tuple[str, ...]]:
 
 
 def _timezone(text: str) -> str:
-    try:
-        zoneinfo.ZoneInfo(text)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        similar = _timezones().get(text.rsplit("/", 1)[-1][:2].lower(), ())
-        raise bad(f"`{shorten(text)}` is no time zone", expected="a name such as UTC or Europe/Berlin",
-                  suggestion=nearest(text, similar)) from None  # fmt: skip
+    meant = _nearest_timezone(text)
+    if meant != text:
+        message, expected = f"`{shorten(text)}` is no time zone", "a name such as UTC or Europe/Berlin"
+        raise bad(message, expected=expected, suggestion=meant)
     return text
+
+
+@lru_cache(maxsize=256)
+def _nearest_timezone(text: str) -> str:
+    """`text` itself if it is a time zone."""
+    try:
+        return zoneinfo.ZoneInfo(text).key
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        return nearest(text, _timezones().get(text.rsplit("/", 1)[-1][:2].lower(), ()))
 
 
 class Schedule(Part):
@@ -323,7 +330,7 @@ def _triggers(value: Any) -> Any:
     if not isinstance(value, list):
         return value
     for word in value:
-        if word not in {"push", "webhook", "api"}:
+        if not isinstance(word, str) or word not in {"push", "webhook", "api"}:
             raise bad(f"`{shorten(word)}` cannot stand alone as a trigger", expected="push, webhook, api, or a map",
                       suggestion=nearest(str(word), _TRIGGERS))  # fmt: skip
     return dict.fromkeys(value, True)

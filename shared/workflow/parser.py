@@ -21,7 +21,8 @@ from shared.workflow.checks import Path, Problem, check
 from shared.workflow.faults import Fault, WorkflowError, nearest, one_of, shorten
 from shared.workflow.model import MAX_JOBS, MAX_STAGES, Job, Part, Stage, Workflow
 
-MAX_FAULTS = 100
+MAX_FAULTS = 50
+"""Nobody reads more of them."""
 
 _FOREIGN_KEYS = {
     "image": "component", "uses": "component", "endpoint": "component", "container": "component",
@@ -206,6 +207,10 @@ def _tolerant_value(part: type[Part], name: str, raw: Any) -> Any:
         return adapter.validate_python(raw)
     except ValidationError as error:
         wrong = {detail["loc"][0]: "[key]" in detail["loc"] for detail in error.errors() if detail["loc"]}
+    if part is Job and name in {"component", "script"}:
+        return "unknown"
+    if not wrong:  # the value as a whole
+        return fallback
     inner = _inner_part(info.annotation)
     if isinstance(fallback, dict) and isinstance(raw, dict):
         kept = {key: None if key in wrong else item for key, item in raw.items() if not wrong.get(key)}

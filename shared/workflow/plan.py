@@ -38,8 +38,9 @@ class RetryPlan:
         if self.delay_s >= self.max_delay_s:
             return self.max_delay_s
         steps = attempt - 2
-        if self.factor > 1 and steps >= math.log(self.max_delay_s / self.delay_s, self.factor):
-            return self.max_delay_s  # also keeps the power below from overflowing (T33)
+        growth = steps * math.log(self.factor)
+        if growth > 700 or growth > math.log(self.max_delay_s) - math.log(self.delay_s):
+            return self.max_delay_s  # the power below would overflow (T33), or is over the limit anyway
         return min(self.max_delay_s, self.delay_s * self.factor**steps)
 
 

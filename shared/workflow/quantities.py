@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
@@ -111,7 +110,7 @@ def check_name(name: str) -> str:
         raise bad(f"a name may have {MAX_NAME} characters, this one has {len(name)}", expected="a shorter name")
     if name != name.strip():
         raise bad("a name cannot begin or end with a space", suggestion=name.strip())
-    if name in {".", ".."} or "/" in name or any(unicodedata.category(char)[0] == "C" for char in name):
+    if name in {".", ".."} or "/" in name or not name.isprintable():
         raise bad(
             f"`{shorten(ascii(name)[1:-1])}` cannot be a name", expected="a name without `/` and control characters"
         )

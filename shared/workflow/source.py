@@ -20,7 +20,7 @@ MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
 MAX_NODES = 10_000
 """Values in a file, counted after aliases are expanded."""
-_MAX_FAULTS = 100
+_MAX_FAULTS = 50
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SEQUENCE_END: Any = yaml.SequenceEndEvent
@@ -187,8 +187,7 @@ class Document:
         place = written.find(line) if line.strip() else -1
         if place >= 0:
             return node.start + place + offset - line_start
-        place = written.find(needle) if needle else -1
-        return node.start + max(place, 0)
+        return node.start + _same_word(text, offset, needle, written)
 
 
 def read(text: str, filename: str) -> Document:
@@ -340,6 +339,17 @@ def _data(node: Node, done: dict[int, Any]) -> Any:
         value = None if node.null else node.scalar
     done[id(node)] = value
     return value
+
+
+def _same_word(text: str, offset: int, needle: str, written: str) -> int:
+    """Folded and escaped texts: where the word at `offset` stands in the text as written; 0 if it is not to be found."""
+    word = needle or "".join(text[offset : offset + 100].split(maxsplit=1)[:1])
+    if not word:
+        return 0
+    place = -1
+    for _ in range(min(text.count(word, 0, offset), 100) + 1):
+        place = written.find(word, place + 1)
+    return max(place, 0)
 
 
 def _entry_text(node: Node, name: str) -> str:

@@ -75,8 +75,11 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 def _character_class(inner: str) -> str:
     negated = inner[0] in "!^" and len(inner) > 1
-    body = re.sub(r"([\\\[\]^&~|])", r"\\\1", inner[negated:])
-    try:
-        return re.compile(f"[{'^' if negated else ''}{body}]").pattern
-    except re.error:  # a range backwards: take it literally
-        return re.escape(f"[{inner}]")
+    parts, rest = "", inner[negated:]
+    while rest:
+        if len(rest) > 2 and rest[1] == "-":
+            low, high = sorted((rest[0], rest[2]))  # a range backwards means the same
+            parts, rest = parts + f"{re.escape(low)}-{re.escape(high)}", rest[3:]
+        else:
+            parts, rest = parts + re.escape(rest[0]), rest[1:]
+    return f"[{'^' if negated else ''}{parts}]"
