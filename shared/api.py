@@ -82,7 +82,17 @@ class Endpoint:
 
 def routes(endpoints: Iterable[Endpoint], context: HasDatabase) -> list[web.RouteDef]:
     """aiohttp routes for a table of endpoints."""
-    return [web.route(each.method, each.path, _handler(each, context)) for each in endpoints]
+    table = list(endpoints)
+    own_head = {each.path for each in table if each.method == "HEAD"}
+    return [
+        # aiohttp answers HEAD with each GET's handler by itself, and refuses a second one.
+        web.route(each.method, each.path, _handler(each, context), **_own_head(each, own_head))
+        for each in table
+    ]
+
+
+def _own_head(endpoint: Endpoint, paths: set[str]) -> dict[str, bool]:
+    return {"allow_head": False} if endpoint.method == "GET" and endpoint.path in paths else {}
 
 
 def endpoint_of(route: web.AbstractRoute) -> Endpoint | None:
