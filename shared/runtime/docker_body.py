@@ -23,7 +23,8 @@ ENDED_REASON = "hubflow.ended.reason"
 ENDED_MESSAGE = "hubflow.ended.message"
 PULLING = "hubflow.pulling"
 """On a container that stands for one whose image is being pulled."""
-HELPER = "hubflow.helper"
+HELPERS = {"hubflow.helper": "1"}
+"""Labels of containers that only help to put something somewhere, and live for a moment."""
 FOLDER = "/.hubflow"
 BIN = f"{FOLDER}/bin"
 JOB = f"{FOLDER}/job"
@@ -75,13 +76,7 @@ def create(spec: ContainerSpec, image: str, installation: str, volume: str, log:
     if options.get("read_only_root"):
         # Nothing can be copied into a read-only root, but into a volume that lies on it.
         mounts.append({"Type": "volume", "Target": FOLDER})
-    if spec.shared_directory:
-        shared = shared_volume(installation, spec.shared_directory)
-        named = {"Labels": {INSTALLATION: installation}, "NoCopy": True}
-        mounts += [
-            {"Type": "volume", "Source": shared, "Target": target, "VolumeOptions": named}
-            for target in (SHARED, SHARED_TOO)
-        ]
+    mounts += _shared_mounts(spec, installation)
     host = {
         "Mounts": mounts,
         "LogConfig": log,
@@ -113,11 +108,25 @@ def stand_in(labels: Mapping[str, str]) -> dict[str, Any]:
     return {"Image": EMPTY_IMAGE, "Labels": dict(labels), "Entrypoint": ["never-started"], "NetworkDisabled": True}
 
 
+def shared_opener(spec: ContainerSpec, installation: str) -> dict[str, Any]:
+    """The body of a container through which a shared directory is made writable; it is not started."""
+    return {**stand_in(HELPERS), "HostConfig": {"Mounts": _shared_mounts(spec, installation)}}
+
+
+def _shared_mounts(spec: ContainerSpec, installation: str) -> list[dict[str, Any]]:
+    if not spec.shared_directory:
+        return []
+    volume = shared_volume(installation, spec.shared_directory)
+    named = {"Labels": {INSTALLATION: installation}, "NoCopy": True}
+    targets = (SHARED, SHARED_TOO)
+    return [{"Type": "volume", "Source": volume, "Target": target, "VolumeOptions": named} for target in targets]
+
+
 def installer(volume: str) -> dict[str, Any]:
     """The body of the container that copies the wrapper into its volume."""
     return {
         "Image": EMPTY_IMAGE,
-        "Labels": {HELPER: "install"},
+        "Labels": HELPERS,
         "User": "0",
         "Entrypoint": ["/hubflow-wrapper"],
         "Cmd": ["install", BIN],
@@ -148,23 +157,29 @@ def log_config(info: Mapping[str, Any]) -> dict[str, Any]:
     return {"Type": "local", "Config": {"max-size": "1000t", "max-file": "1", "compress": "false"}}
 
 
-def job_archives(spec: ContainerSpec, command: list[str]) -> list[tuple[str, bytes]]:
+def job_archive(spec: ContainerSpec, command: list[str]) -> tuple[str, bytes]:
     """What is copied where before the start: the job document, in a folder that any user may write to.
 
-    One archive for the root, unless the root is read-only: then one for each volume that lies on it.
+    Into the root, unless that is read-only: then into the volume that lies on it.
     """
+    if spec.options.get("read_only_root"):
+        own = _Archive()
+        _add_job(own, JOB.rpartition("/")[2], _document(spec, command))
+        return FOLDER, own.close()
     root = _Archive()
     root.folder(FOLDER[1:], 0o755)
     _add_job(root, f"{JOB[1:]}", _document(spec, command))
     if spec.shared_directory:
         # A new volume belongs to root; images with another user write to it, too.
         root.folder(SHARED[1:], 0o777)
-    if not spec.options.get("read_only_root"):
-        return [("/", root.close())]
-    own, shared = _Archive(), _Archive()
-    _add_job(own, JOB.rpartition("/")[2], _document(spec, command))
-    shared.folder(".", 0o777)
-    return [(FOLDER, own.close())] + ([(SHARED, shared.close())] if spec.shared_directory else [])
+    return "/", root.close()
+
+
+def shared_archive() -> bytes:
+    """What makes a shared directory writable for all, copied to the root of a container that has it mounted."""
+    archive = _Archive()
+    archive.folder(SHARED[1:], 0o777)
+    return archive.close()
 
 
 def _add_job(archive: _Archive, folder: str, document: Mapping[str, Any]) -> None:

@@ -80,7 +80,7 @@ class Reader:
         if result is not None:
             code = state["ExitCode"]
             return finished(name, identity, labels, result, reason=reason, message=message, exit_code=code)
-        if await self._was_stopped(identity) and reason != Reason.OOM_KILLED:
+        if await self._engine.has_file(identity, body.STOP_MARK) and reason != Reason.OOM_KILLED:
             reason, message = Reason.CANCELLED, "killed when its time to end itself was over"
         return Observation(
             name,
@@ -109,13 +109,6 @@ class Reader:
         except ValueError:
             return None
         return result if isinstance(result, dict) else None
-
-    async def _was_stopped(self, identity: str) -> bool:
-        try:
-            async with self._engine.request("HEAD", f"/containers/{identity}/archive", query={"path": body.STOP_MARK}):
-                return True
-        except EngineError:
-            return False
 
 
 def living(name: str, identity: str, labels: Mapping[str, str], *, created: bool) -> Observation:

@@ -14,7 +14,8 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from shared.states import Reason
 
 PULL_TIMEOUT = 1800.0
 START_TIMEOUT = 120.0
-INSTALL_AGE = 600.0
+HELPER_AGE = 600.0
 _HOPELESS = (
     "not found", "manifest unknown", "denied", "unauthorized", "authentication required", "no basic auth",
     "no matching manifest", "no such host", "does not exist", "invalid reference", "must be lowercase",
@@ -163,11 +164,12 @@ class Starter:
 
     async def _launch(self, spec: ContainerSpec, image: str, identity: str) -> bool:
         """Copy the document in and start. False if somebody else has taken over meanwhile."""
+        if spec.shared_directory and spec.options.get("read_only_root"):
+            await self._open_shared(spec)
         command = list(spec.document.get("command") or await self._command_of(image))
         for attempt in (1, 2):
             try:
-                for target, archive in body.job_archives(spec, command):
-                    await self.copy_in(identity, target, archive)
+                await self.copy_in(identity, *body.job_archive(spec, command))
                 await self._engine.call("POST", f"/containers/{identity}/start", timeout=START_TIMEOUT)
             except EngineError as error:
                 if (error.status == 404 and "No such container" in str(error)) or error.status == 409:
@@ -180,6 +182,21 @@ class Starter:
                 await self._never(spec, identity, error)
             return True
         return True
+
+    async def _open_shared(self, spec: ContainerSpec) -> None:
+        """Let every user write to the shared directory; from a container whose own root is read-only that cannot be."""
+        async with self._helper(body.shared_opener(spec, self._installation)) as helper:
+            await self.copy_in(helper, "/", body.shared_archive())
+
+    @asynccontextmanager
+    async def _helper(self, content: Mapping[str, Any]) -> AsyncIterator[str]:
+        """A container that helps and is gone afterwards."""
+        await self._make_empty_image()
+        identity = (await self._engine.call("POST", "/containers/create", body=content))["Id"]
+        try:
+            yield identity
+        finally:
+            await self._engine.call("DELETE", f"/containers/{identity}", query={"force": "1"})
 
     async def copy_in(self, identity: str, target: str, archive: bytes) -> None:
         """Unpack an archive in a container."""
@@ -284,23 +301,10 @@ class Starter:
             self._installed = True
 
     async def _fill(self, volume: str) -> None:
-        await self._make_empty_image()
-        created = await self._engine.call("POST", "/containers/create", body=body.installer(volume))
-        identity = created["Id"]
-        try:
-            if not await self.has_file(identity, body.LAST_INSTALLED):
-                await self._run_installer(identity)
-        finally:
-            await self._engine.call("DELETE", f"/containers/{identity}", query={"force": "1"})
-        await self._remove_old_installers()
-
-    async def has_file(self, identity: str, path: str) -> bool:
-        """Is there such a file in the container?"""
-        try:
-            async with self._engine.request("HEAD", f"/containers/{identity}/archive", query={"path": path}):
-                return True
-        except EngineError:
-            return False
+        async with self._helper(body.installer(volume)) as helper:
+            if not await self._engine.has_file(helper, body.LAST_INSTALLED):
+                await self._run_installer(helper)
+        await self._remove_old_helpers()
 
     async def _run_installer(self, identity: str) -> None:
         content = await asyncio.to_thread(_read, (await self.ready()).binary)
@@ -310,11 +314,11 @@ class Starter:
         if ended["StatusCode"] != 0:
             raise TemporaryError(f"the command wrapper cannot install itself: status {ended['StatusCode']}")
 
-    async def _remove_old_installers(self) -> None:
+    async def _remove_old_helpers(self) -> None:
         """Those that somebody was killed over; younger ones may be at work."""
-        filters = json.dumps({"label": [f"{body.HELPER}=install"]})
+        filters = json.dumps({"label": list(body.HELPERS)})
         for found in await self._engine.call("GET", "/containers/json", query={"all": "1", "filters": filters}):
-            if time.time() - found["Created"] > INSTALL_AGE:
+            if time.time() - found["Created"] > HELPER_AGE:
                 await self._engine.call("DELETE", f"/containers/{found['Id']}", query={"force": "1"})
 
 

@@ -112,6 +112,14 @@ class Engine:
                     return None
             return bytes(body)
 
+    async def has_file(self, container: str, path: str) -> bool:
+        """Is there such a file in the container, started or not?"""
+        try:
+            async with self.request("HEAD", f"/containers/{container}/archive", query={"path": path}):
+                return True
+        except EngineError:
+            return False
+
     async def close(self) -> None:
         """Close all connections."""
         if self._session is not None:

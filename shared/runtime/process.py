@@ -247,7 +247,8 @@ class ProcessRuntime:
         if listener.overflowed:
             listener.overflowed = False
             changed = [*changed, *self._layout.names()]
-        return dict.fromkeys(name.partition(".")[0] for name in changed)
+        # What begins with a dot is being written and gets its name in a moment.
+        return dict.fromkeys(name.partition(".")[0] for name in changed if name and name[0] != ".")
 
     def _patrol(self, unfinished: Iterable[str]) -> None:
         """What nobody else may be there to do: kill what has been stopped in vain, and finish removals."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from shared.runtime.protocol import Observation, Phase
 
-RESULT_LIMIT = 1 << 20
-"""Bytes that a result document may have where it is an ordinary file; Kubernetes allows 4096."""
+RESULT_LIMIT = 1 << 19
+"""Bytes that a result document may have where it is an ordinary file (reserved at the start); Kubernetes allows 4096."""
 
 
 def finished(

@@ -198,7 +198,7 @@ async def clean(host: str, installation: str) -> None:
     engine = Engine(host)
     filters = json.dumps({"label": [f"{docker_body.INSTALLATION}={installation}"]})
     try:
-        await remove_installers(host)
+        await remove_helpers(host)
         for found in await engine.call("GET", "/containers/json", query={"all": "1", "filters": filters}):
             await engine.call("DELETE", f"/containers/{found['Id']}", query={"force": "1", "v": "1"})
         volumes = await engine.call("GET", "/volumes", query={"filters": filters})
@@ -208,10 +208,10 @@ async def clean(host: str, installation: str) -> None:
         await engine.close()
 
 
-async def remove_installers(host: str) -> None:
+async def remove_helpers(host: str) -> None:
     """Remove what starters have left behind that were killed while they installed the wrapper."""
     engine = Engine(host)
-    filters = json.dumps({"label": [f"{docker_body.HELPER}=install"]})
+    filters = json.dumps({"label": list(docker_body.HELPERS)})
     try:
         for found in await engine.call("GET", "/containers/json", query={"all": "1", "filters": filters}):
             await engine.call("DELETE", f"/containers/{found['Id']}", query={"force": "1"})

@@ -20,7 +20,7 @@ from aiohttp import web
 from shared.errors import ConfigurationError, PermanentError, TemporaryError
 from shared.runtime.protocol import Phase, Resources, container_name
 from shared.runtime.select import RuntimeConfig, open_runtime
-from tests.contract.runtime_places import BARE_IMAGE, Place, build_wrapper, clean, load_images, remove_installers, spec
+from tests.contract.runtime_places import BARE_IMAGE, Place, build_wrapper, clean, load_images, remove_helpers, spec
 
 _numbers = itertools.count()
 KILLS = 12
@@ -648,7 +648,7 @@ async def test_a_pruned_wrapper_is_installed_again(docker_place, docker, docker_
     for found in await docker_place.engine("GET", "/containers/json", query={"all": "1"}):
         if found["Labels"].get("hubflow.installation") == docker_place.installation:
             await docker_place.engine("DELETE", f"/containers/{found['Id']}", query={"force": "1"})
-    await remove_installers(docker_place.where)
+    await remove_helpers(docker_place.where)
     await docker_place.engine("DELETE", f"/volumes/{(await docker._starter.ready()).volume}")
     await docker.start(spec(second, "true"))
     assert (await docker_watcher.until(second, Phase.FINISHED)).exit_code == 0
