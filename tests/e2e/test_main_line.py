@@ -1,0 +1,200 @@
+"""The main line over separate processes: what a user does through the API, and what survives kill -9."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from shared.db.database import Database, open_database
+from shared.embedded import S3Address
+from tests.e2e.system import System, open_system
+from tests.servers.dockerd import Dockerd
+
+pytestmark = pytest.mark.servers
+
+EVERYTHING = """
+name: everything
+env: {GREETING: hello}
+stages:
+- name: test
+  jobs:
+  - name: lint
+    script: echo "$GREETING from lint"
+  - name: unit
+    script: |
+      echo "[JOB_OUT] COUNT = 42"
+      mkdir -p dist && echo built > dist/app.txt
+    outputs: [COUNT]
+    artifacts: [{name: app, paths: [dist]}]
+- name: build
+  sequencing: serial
+  jobs:
+  - name: first
+    inputs: {COUNT: "${{ jobs.unit.outputs.COUNT }}"}
+    script: echo "count is $COUNT"
+  - name: second
+    fetch: [{artifact: app, from: unit, path: in}]
+    script: cat in/dist/app.txt
+"""
+PAUSED = """
+name: paused
+stages:
+- name: ask
+  type: pause
+  jobs:
+  - {name: mail, script: 'echo "link $HUBFLOW_APPROVE_URL"'}
+- name: deploy
+  jobs:
+  - {name: deploy, script: echo deployed}
+"""
+IMAGE = "hubflow-test/busybox:latest"
+
+
+@pytest.fixture(params=["process", "docker"])
+def runtime(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Settings of each runtime; the engine is started only for its own tests."""
+    if request.param == "process":
+        return {}
+    engine: Dockerd = request.getfixturevalue("dockerd")
+    s3: S3Address = request.getfixturevalue("s3")
+    return {
+        "runtime_kind": "docker", "runtime_docker_host": engine.host,
+        "s3_job_endpoint": f"http://{engine.gateway}:{s3.endpoint.rpartition(':')[2]}",
+    }  # fmt: skip
+
+
+@pytest.fixture
+async def system(
+    tmp_path: Path, database: str, s3: S3Address, amqp_url: str, bucket: str, runtime: dict[str, str]
+) -> AsyncIterator[System]:
+    async with open_system(tmp_path, database, s3, amqp_url, bucket=bucket, **runtime) as opened:
+        yield opened
+
+
+def in_image(source: str, system: System) -> str:
+    """The same workflow with an image for each job, where the runtime wants one."""
+    if system.environment["HUBFLOW_RUNTIME_KIND"] == "process":
+        return source
+    return source.replace("  - {name:", f"  - {{component: {IMAGE}, name:").replace("  - name: lint", f"  - component: {IMAGE}\n    name: lint") \
+        .replace("  - name: unit", f"  - component: {IMAGE}\n    name: unit").replace("  - name: first", f"  - component: {IMAGE}\n    name: first") \
+        .replace("  - name: second", f"  - component: {IMAGE}\n    name: second")  # fmt: skip
+
+
+async def test_a_workflow_with_outputs_and_an_artifact(system: System) -> None:
+    run = await system.start_run(await system.apply(in_image(EVERYTHING, system)))
+    view = await system.wait(run)
+    assert view["state"] == "succeeded", view
+    assert await system.log_of(run, "lint") == "hello from lint\n"
+    assert await system.log_of(run, "first") == "count is 42\n"
+    assert await system.log_of(run, "second") == "built\n"
+    job = await system.api("GET", f"/api/v1/runs/{run}/jobs/unit")
+    assert job["outputs"] == {"COUNT": "42"}
+
+
+async def test_a_pause_is_approved_by_its_link(system: System) -> None:
+    run = await system.start_run(await system.apply(in_image(PAUSED, system)))
+    await system.wait(run, until="paused")
+    link = (await system.log_of(run, "mail")).split()[1]
+    async with aiohttp.ClientSession() as browser:
+        for _ in range(2):  # mail scanners look too
+            async with browser.get(link) as page:
+                assert page.status == 200
+                assert "deploy" in await page.text() or page.ok
+        assert (await system.api("GET", f"/api/v1/runs/{run}"))["state"] == "paused"
+        async with browser.post(link) as page:
+            assert page.status == 200
+        async with browser.post(link) as page:
+            assert page.status == 409
+    assert (await system.wait(run))["state"] == "succeeded"
+
+
+async def test_a_failing_job_says_why(system: System) -> None:
+    source = "name: failing\nstages:\n- name: s\n  jobs:\n  - {name: a, script: 'echo oops; exit 3'}\n  - {name: b, script: 'true'}\n"
+    run = await system.start_run(await system.apply(in_image(source, system)))
+    view = await system.wait(run)
+    assert (view["state"], view["reason"]) == ("failed", "ExitCode")
+    assert "3" in view["message"]
+    job = await system.api("GET", f"/api/v1/runs/{run}/jobs/a")
+    assert job["attempts"][0]["exit_code"] == 3
+
+
+async def test_t31_cancel_stops_what_runs(system: System) -> None:
+    source = "name: long\nstages:\n- name: s\n  jobs:\n  - {name: a, script: 'echo begun; exec sleep 600', grace: 2s}\n"
+    run = await system.start_run(await system.apply(in_image(source, system)))
+    async with asyncio.timeout(30):
+        while (await system.api("GET", f"/api/v1/runs/{run}"))["state"] != "running":
+            await asyncio.sleep(0.05)
+    await system.api("POST", f"/api/v1/runs/{run}/cancel", {"reason": "wrong branch"})
+    view = await system.wait(run)
+    assert (view["state"], view["reason"]) == ("cancelled", "Cancelled")
+    assert "wrong branch" in view["message"]
+
+
+async def test_t12_a_job_over_its_time_is_ended(system: System) -> None:
+    source = "name: slow\nstages:\n- name: s\n  jobs:\n  - {name: a, script: 'exec sleep 600', timeout: 1s, grace: 1s}\n"
+    view = await system.wait(await system.start_run(await system.apply(in_image(source, system))))
+    assert (view["state"], view["reason"]) == ("failed", "JobTimeout")
+
+
+async def test_a_retry_succeeds_at_the_second_attempt(system: System) -> None:
+    source = (
+        "name: flaky\nstages:\n- name: s\n  jobs:\n"
+        "  - {name: a, script: 'echo attempt $HUBFLOW_ATTEMPT; test $HUBFLOW_ATTEMPT = 2', retries: {max: 1, backoff: {delay: 1s}}}\n"
+    )
+    run = await system.start_run(await system.apply(in_image(source, system)))
+    assert (await system.wait(run))["state"] == "succeeded"
+    assert [each["state"] for each in (await system.api("GET", f"/api/v1/runs/{run}/jobs/a"))["attempts"]] == ["failed", "succeeded"]
+
+
+async def containers(system: System) -> int:
+    """How many containers of jobs exist, on the runtime's own side."""
+    if system.environment["HUBFLOW_RUNTIME_KIND"] == "process":
+        return sum(1 for _ in (system.folder / "jobs" / "containers").iterdir())
+    import aiodocker
+
+    async with aiodocker.Docker(system.environment["HUBFLOW_RUNTIME_DOCKER_HOST"]) as engine:
+        installation = system.environment["HUBFLOW_RUNTIME_INSTALLATION"]
+        return len(await engine.containers.list(all=True, filters={"label": [f"hubflow.installation={installation}"]}))
+
+
+@pytest.mark.parametrize("victim", ["front", "scheduler", "executor", "status_watcher", "log_collector"])
+async def test_t25_kill_9_of_a_service_in_the_middle_of_runs(system: System, victim: str) -> None:
+    source = (
+        "name: middle\nstages:\n- name: s\n  jobs:\n  - {name: a, script: 'echo one; sleep 1; echo two'}\n"
+        "- name: t\n  jobs:\n  - {name: b, script: 'echo three'}\n"
+    )
+    workflow = await system.apply(in_image(source, system))
+    runs = await asyncio.gather(*(system.start_run(workflow) for _ in range(4)))
+    await asyncio.sleep(0.3)  # chaos, not a condition: any moment will do
+    system.restart(victim)
+    for run in runs:
+        view = await system.wait(run, seconds=120)
+        assert view["state"] == "succeeded", view
+        assert await system.log_of(run, "a") == "one\ntwo\n"
+        assert await system.log_of(run, "b") == "three\n"
+        for job in ("a", "b"):
+            assert len((await system.api("GET", f"/api/v1/runs/{run}/jobs/{job}"))["attempts"]) == 1
+
+
+async def test_everything_is_given_back(system: System, database: str) -> None:
+    run = await system.start_run(await system.apply(in_image(EVERYTHING, system)))
+    await system.wait(run)
+    async with open_database(database) as opened, asyncio.timeout(90):
+        while await unsettled(opened) or await containers(system):
+            await asyncio.sleep(0.2)
+
+
+async def unsettled(database: Database) -> int:
+    """Events not sent, parked messages, logs not stored, outcomes whose container is still there."""
+    count: int = await database.fetchval(
+        "SELECT (SELECT count(*) FROM events WHERE sent_at IS NULL) + (SELECT count(*) FROM dead_events) "
+        "+ (SELECT count(*) FROM logs WHERE completed_at IS NULL) "
+        "+ (SELECT count(*) FROM attempt_outcomes WHERE removed_at IS NULL)"
+    )
+    return count
+
+
