@@ -1,11 +1,11 @@
 """The keys of everything that Hubflow keeps in object storage: derived, so that writing twice is writing once.
 
-    <tenant>/runs/<run>/artifacts/<job>/<attempt>/<name>        files that jobs keep
-    <tenant>/runs/<run>/artifact-indexes/<job>/<attempt>/<name> what is in them
-    <tenant>/runs/<run>/caches/<name>                           shared by the jobs of one run, removed after it
-    <tenant>/caches/<workflow>/<name>                           shared by the runs of one workflow
-    <tenant>/runs/<run>/results/<container>                     result documents too large for their place
-    <tenant>/runs/<run>/logs/<job>/<attempt>/<offset>-<size>    pieces of a log
+<tenant>/runs/<run>/artifacts/<job>/<attempt>/<name>        files that jobs keep
+<tenant>/runs/<run>/artifact-indexes/<job>/<attempt>/<name> what is in them
+<tenant>/runs/<run>/caches/<name>                           shared by the jobs of one run, removed after it
+<tenant>/caches/<workflow>/<name>                           shared by the runs of one workflow
+<tenant>/runs/<run>/results/<container>                     result documents too large for their place
+<tenant>/runs/<run>/logs/<job>/<attempt>/<offset>-<size>    pieces of a log
 """
 
 from __future__ import annotations

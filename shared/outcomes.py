@@ -146,9 +146,13 @@ async def record_running(tx: Transaction, running: Iterable[Running]) -> None:
     tx.tell(
         *(
             JobRunning(
-                tenant=row["tenant"], run=row["run"], stage=row["stage"], job=row["job"], attempt=row["attempt"],
+                tenant=row["tenant"],
+                run=row["run"],
+                stage=row["stage"],
+                job=row["job"],
+                attempt=row["attempt"],
                 started_at=row["started_at"],
-            )  # fmt: skip
+            )
             for row in rows
         )
     )
@@ -162,7 +166,7 @@ def clean(value: Any) -> Any:
         return {clean(str(key)): clean(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [clean(item) for item in value]
-    if isinstance(value, float) and value != value or value in (float("inf"), float("-inf")):
+    if (isinstance(value, float) and value != value) or value in (float("inf"), float("-inf")):
         return None
     return value
 
@@ -192,10 +196,16 @@ def _artifact_rows(row: Any, outcome: Outcome) -> list[dict[str, Any]]:
     job, attempt = row["job"], row["attempt"]
     return [
         {
-            "run": str(run), "job": job, "attempt": attempt, "name": kept.name, "tenant": tenant,
+            "run": str(run),
+            "job": job,
+            "attempt": attempt,
+            "name": kept.name,
+            "tenant": tenant,
             "object_key": object_keys.artifact(tenant, run, job, attempt, kept.name),
             "index_key": object_keys.artifact_index(tenant, run, job, attempt, kept.name) if kept.indexed else None,
-            "bytes": kept.bytes, "sha256": kept.sha256, "files": kept.files,
-        }  # fmt: skip
+            "bytes": kept.bytes,
+            "sha256": kept.sha256,
+            "files": kept.files,
+        }
         for kept in outcome.artifacts
     ]

@@ -1,0 +1,312 @@
+"""Starts and ends containers.
+
+A start is: claim the attempt (one statement), compose its job document, `Runtime.start` (idempotent by name), then tell
+job.submitted in one transaction. A crash between any two of these is repaired by doing all of it again: the bus delivers the
+event again, and the scheduler reminds with another job.ready where one was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from services.executor import core, store
+from services.executor.builtins import start_other_workflow
+from services.executor.components import Components
+from services.executor.config import ExecutorSettings
+from services.executor.core import Claim, Component, Facts, Place, Wanted
+from services.executor.transfers import overflow_of, transfers_of
+from shared import object_keys
+from shared.batching import Batcher
+from shared.bus.protocol import Message
+from shared.clock import Clock, timestamp
+from shared.db.database import Database
+from shared.errors import PermanentError, TemporaryError
+from shared.events import JobEvent, JobReady, JobStopRequested, JobSubmitted, RunFinished, decode
+from shared.log import bound, get_logger
+from shared.objects import ObjectStore
+from shared.outcomes import Outcome, clean, record_outcomes
+from shared.runtime.protocol import ContainerSpec, Resources, Runtime, container_name
+from shared.states import JobState, Reason
+from shared.vault import Vault
+from shared.workflow.model import BUILTIN_RUN_FLOW, Job, Stage
+
+CONSUMER = "executor"
+NEVER_STARTED = 30.0
+"""Seconds after its claim when an attempt that must end and has no container is taken never to get one. More than any start
+may take."""
+STOP_MARGIN = 5.0
+"""Seconds that the wrapper gets beyond the job's own grace, to write down how the job ended."""
+
+_log = get_logger("executor")
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A container that the runtime has accepted."""
+
+    event: JobReady
+    container: str
+    grace: float
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """All that the executor may touch."""
+
+    database: Database
+    runtime: Runtime
+    objects: ObjectStore
+    vault: Vault
+    clock: Clock
+    settings: ExecutorSettings
+    components: Components
+    submissions: Batcher[Submitted]
+    public_url: Any
+    """A function that gives the console's address (known only once the process listens)."""
+    models: store.Models = field(default_factory=store.Models)
+
+
+async def on_job_ready(event: JobReady, context: Context) -> None:
+    """Start the attempt's container, unless it must not start any more."""
+    container = container_name(str(event.run), event.job, event.attempt)
+    loop = asyncio.get_running_loop()
+    patience = loop.time() + context.settings.patience_seconds
+    spec: ContainerSpec | None = None
+    try:
+        while True:
+            # The deadline counts from before the claim: what comes later may meet another attempt to start, or to stop.
+            deadline = loop.time() + context.settings.start_seconds
+            found = await store.claim(context.database, container, context.models)
+            if found is None:
+                await _after_refused_claim(event, container, context)
+                return
+            claimed, running = found
+            stage, job = _place_in(claimed)
+            if job.builtin:
+                await _run_builtin(event, claimed, stage, job, context)
+                return
+            if spec is None and not running:
+                spec = await _spec(event, claimed, stage, job, context)
+            if spec is None or await _start(spec, deadline, context):
+                await context.submissions.submit(Submitted(event, container, job.grace))
+                return
+            if loop.time() + context.settings.start_seconds > patience:
+                raise TemporaryError(
+                    f"the runtime has not accepted {container} yet; is an image being pulled?", delay=1.0
+                )
+    except PermanentError as error:
+        await _record(event, _failed(container, error), context)
+
+
+async def on_job_stop_requested(event: JobStopRequested, context: Context) -> None:
+    """End the attempt's container, or make sure that it never starts."""
+    container = container_name(str(event.run), event.job, event.attempt)
+    standing = await store.standing(context.database, container, NEVER_STARTED)
+    if standing is None or standing.finished:
+        return
+    if not standing.claimed:
+        # Nobody can claim it any more: the scheduler has set stop_requested_at before it told this event.
+        await _record(event, _never_started(container), context)
+        return
+    if await context.runtime.inspect(container) is not None:
+        await context.runtime.stop(container, event.grace + STOP_MARGIN)
+    elif standing.submitted:
+        return  # it was there and is gone: the status watcher tells that
+    elif standing.overdue:
+        await _record(event, _never_started(container), context)
+    else:
+        raise TemporaryError(f"{container} must end, but its start may still be on its way")
+
+
+async def on_run_finished(event: RunFinished, context: Context) -> None:
+    """Remove what the run's jobs have shared. May be repeated."""
+    await context.runtime.remove_shared_directory(str(event.run))
+    model = await store.workflow_of(context.database, event.run, context.models)
+    if model is not None and any(cache.scope == "run" for _, job in model.jobs() for cache in job.cache):
+        await context.objects.delete_prefix(object_keys.run_caches(event.tenant, event.run))
+
+
+# ---------------------------------------------------------------- starting
+
+
+async def _after_refused_claim(event: JobReady, container: str, context: Context) -> None:
+    """A container that ended before its start was told: told now, or nobody would ever fetch its log."""
+    standing = await store.standing(context.database, container, NEVER_STARTED)
+    if standing is not None and standing.finished and standing.seen and not standing.submitted:
+        await context.submissions.submit(Submitted(event, container, 0.0))
+
+
+def _place_in(claimed: Claim) -> tuple[Stage, Job]:
+    for stage, job in claimed.model.jobs():
+        if job.name == claimed.job:
+            return stage, job
+    raise PermanentError(
+        f"version {claimed.version} of the workflow {claimed.workflow} has no job {claimed.job}",
+        reason=Reason.BAD_INPUT,
+    )
+
+
+async def _start(spec: ContainerSpec, deadline: float, context: Context) -> bool:
+    """False if the runtime has not accepted the container before the deadline; then the attempt must be claimed anew."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            await context.runtime.start(spec)
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _spec(event: JobReady, claimed: Claim, stage: Stage, job: Job, context: Context) -> ContainerSpec:
+    place = _place(claimed, stage, job, context)
+    facts, component, image = await _gather(claimed, stage, job, place, context)
+    composed = core.compose(claimed, stage, job, facts, component, place)
+    restore, save = await transfers_of(context.objects, claimed, job, composed, facts)
+    overflow = await overflow_of(context.objects, context.runtime.name, claimed, job)
+    document = core.document(claimed, job, composed, restore=restore, save=save, overflow=overflow, trace=event.trace)
+    return ContainerSpec(
+        name=claimed.container,
+        image=image,
+        document=document,
+        labels=_labels(claimed, context),
+        script=bool(job.script),
+        resources=Resources(job.resources.cpu or 0, job.resources.memory or 0),
+        registry_auth=core.registry_auth(image, facts.secrets.get(core.REGISTRY_SECRET, "")) if image else None,
+        shared_directory=composed.shared_directory,
+        options=composed.options,
+    )
+
+
+def _labels(claimed: Claim, context: Context) -> dict[str, str]:
+    start_by = context.clock.now() + timedelta(seconds=context.settings.start_seconds)
+    return {
+        "tenant": claimed.tenant,
+        "run": str(claimed.run),
+        "stage": claimed.stage,
+        "job": claimed.job,
+        "attempt": str(claimed.attempt),
+        "start_by": timestamp(start_by),
+    }
+
+
+def _place(claimed: Claim, stage: Stage, job: Job, context: Context) -> Place:
+    """Where this installation is reached, with the links of a pause stage."""
+    public_url = context.public_url()
+    place = Place(public_url, core.hub_host(public_url, context.settings.hub))
+    if stage.type != "pause":
+        return place
+    expires = context.clock.now() + timedelta(seconds=core.pause_seconds(stage, job))
+    links = {
+        action: f"{public_url}/d/{context.vault.sign_link('decision', f'{claimed.run}:{stage.name}:{action}', expires)}"
+        for action in ("approve", "cancel")
+    }
+    return dataclasses.replace(place, approve_url=links["approve"], cancel_url=links["cancel"])
+
+
+async def _gather(
+    claimed: Claim, stage: Stage, job: Job, place: Place, context: Context
+) -> tuple[Facts, Component, str]:
+    """What the job refers to, what its component says about itself, and the component's address."""
+    wanted = core.wanted(claimed, stage, job, Component())
+    facts = await _facts(claimed, wanted, place, context)
+    if not job.component:
+        return facts, Component(), ""
+    image = core.image_of(claimed, job, facts, place)
+    auth = core.registry_auth(image, facts.secrets.get(core.REGISTRY_SECRET, ""))
+    component = await context.components.of(image, auth, needed=not job.command)
+    by_label = core.wanted(claimed, stage, job, component)
+    if by_label != wanted:
+        facts = await _facts(claimed, by_label, place, context)
+    return facts, component, image
+
+
+async def _facts(claimed: Claim, wanted: Wanted, place: Place, context: Context) -> Facts:
+    if not wanted:
+        return Facts()
+    facts = await store.facts(context.database, context.vault, claimed, wanted)
+    if not wanted.detail:
+        return facts
+    jobs, stages = await store.run_so_far(context.database, claimed.run)
+    return dataclasses.replace(facts, detail=core.task_detail(claimed, place, jobs, stages))
+
+
+async def submit(batch: Sequence[Submitted], database: Database, runtime: Runtime) -> None:
+    """Tell job.submitted of all of them in one transaction, then stop those that somebody wanted to end meanwhile."""
+    by_container = {each.container: each for each in batch}
+    async with database.transaction() as tx:
+        fresh = await tx.first_times(CONSUMER, list({each.event.id for each in batch}))
+        unwanted = await store.note_submitted(tx, list(by_container))
+        for each in by_container.values():
+            if each.event.id in fresh:
+                tx.tell(_submitted(each))
+    for container in unwanted:
+        await runtime.stop(container, by_container[container].grace + STOP_MARGIN)
+
+
+def _submitted(each: Submitted) -> JobSubmitted:
+    event = each.event
+    return JobSubmitted(
+        tenant=event.tenant, run=event.run, stage=event.stage, job=event.job, attempt=event.attempt,
+        container=each.container, cause=event.id, trace=event.trace,
+    )  # fmt: skip
+
+
+async def _run_builtin(event: JobReady, claimed: Claim, stage: Stage, job: Job, context: Context) -> None:
+    """Components that are the engine itself: there is no container."""
+    place = _place(claimed, stage, job, context)
+    facts = await _facts(claimed, core.wanted(claimed, stage, job, Component()), place, context)
+    environment = core.compose(claimed, stage, job, facts, Component(), place).env
+    async with context.database.transaction(cause=event) as tx:
+        outputs = {}
+        if job.builtin == BUILTIN_RUN_FLOW:
+            outputs = await start_other_workflow(tx, claimed, environment)
+        outcome = Outcome(
+            container=claimed.container, state=JobState.SUCCEEDED, exit_code=0, started=True, outputs=outputs
+        )
+        await record_outcomes(tx, [outcome])
+
+
+# ---------------------------------------------------------------- what never runs
+
+
+async def _record(event: JobEvent, outcome: Outcome, context: Context) -> None:
+    async with context.database.transaction(cause=event) as tx:
+        told = await record_outcomes(tx, [outcome])
+    if told:
+        _log.info("attempt ended before it began", state=outcome.state, reason=outcome.reason, message=outcome.message)
+
+
+def _failed(container: str, error: PermanentError) -> Outcome:
+    reason = error.reason if error.reason in {reason.value for reason in Reason} else Reason.START_FAILED
+    return Outcome(container=container, state=JobState.FAILED, reason=reason, message=clean(str(error)), started=False)
+
+
+def _never_started(container: str) -> Outcome:
+    return Outcome(
+        container=container, state=JobState.CANCELLED, reason=Reason.CANCELLED, started=False,
+        message="it was asked to end before it had started; nothing of it has run",
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- who hears what
+
+
+HANDLERS: dict[type[Any], Any] = {
+    JobReady: on_job_ready,
+    JobStopRequested: on_job_stop_requested,
+    RunFinished: on_run_finished,
+}
+
+
+async def handle(message: Message, context: Context) -> None:
+    """The handler of the message's event."""
+    event = decode(message.body)
+    keys = {"tenant": event.tenant, "run": str(event.run), "event": str(event.id)}
+    if isinstance(event, JobEvent):
+        keys |= {"job": event.job, "attempt": str(event.attempt)}
+    with bound(keys):
+        await HANDLERS[type(event)](event, context)

@@ -1,0 +1,41 @@
+"""Wires the executor."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from services.executor.components import Components
+from services.executor.config import ExecutorSettings
+from services.executor.handlers import CONSUMER, Context, handle, submit
+from shared.batching import Batcher
+from shared.bus.protocol import Consumer
+from shared.bus.topology import TOPICS
+from shared.service import Host, Parts, Service
+
+
+@asynccontextmanager
+async def open_executor(host: Host, settings: ExecutorSettings) -> AsyncIterator[Parts]:
+    """Its consumer on this host."""
+    async with Components.open(host.runtime.name, settings.insecure_registries) as components:
+        context = Context(
+            database=host.database,
+            runtime=host.runtime,
+            objects=host.objects,
+            vault=host.vault,
+            clock=host.clock,
+            settings=settings,
+            components=components,
+            submissions=Batcher(functools.partial(submit, database=host.database, runtime=host.runtime)),
+            public_url=lambda: host.public_url,
+        )
+        consumer = Consumer(
+            CONSUMER, TOPICS[CONSUMER], functools.partial(handle, context=context), concurrency=settings.concurrency
+        )
+        yield Parts(consumers=[consumer])
+
+
+SERVICE = Service(
+    name="executor", open=open_executor, settings=ExecutorSettings, needs=frozenset({"objects", "runtime"})
+)

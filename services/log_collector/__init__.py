@@ -1,0 +1,1 @@
+"""Takes containers' output to live readers and into object storage. See README.md."""

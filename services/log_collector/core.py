@@ -1,0 +1,169 @@
+"""Masking of secrets in a stream, and the size limit: pure.
+
+A secret is masked as it is, in base64 (as a whole and inside something larger, such as `user:password`), in a URL, in JSON,
+and line by line where it has several lines. Secrets of one to three characters are left alone: masking them would blank
+the log and hide nothing (T62).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import urllib.parse
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+MASK = b"***"
+SHORTEST = 4
+SHORTEST_LINE = 6
+SHORTEST_BASE64 = 8
+LONGEST_HOLD = 1 << 16
+"""Bytes held back at most beyond the longest secret, when matches follow one another without a gap."""
+
+
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """What may be shown, and how many raw bytes it stands for."""
+
+    kept: bytes
+    consumed: int
+
+
+def patterns_of(secrets: Iterable[str]) -> tuple[bytes, ...]:
+    """All byte strings that give a secret away, longest first."""
+    found: set[bytes] = set()
+    for secret in secrets:
+        value = secret.strip()
+        if len(value) < SHORTEST:
+            continue
+        found.update(_spellings(value))
+        lines = [line.strip() for line in value.splitlines()]
+        if len(lines) > 1:
+            for line in lines:
+                if len(line) >= SHORTEST_LINE:
+                    found.update(_spellings(line))
+            found.add("\r\n".join(value.splitlines()).encode("utf-8", "replace"))
+    return tuple(sorted(found, key=lambda pattern: (-len(pattern), pattern)))
+
+
+def _spellings(value: str) -> set[bytes]:
+    raw = value.encode("utf-8", "replace")
+    spellings = {raw}
+    for written in (urllib.parse.quote(value, safe=""), urllib.parse.quote_plus(value), json.dumps(value)[1:-1],
+                    json.dumps(value, ensure_ascii=False)[1:-1]):  # fmt: skip
+        spellings.add(written.encode("utf-8", "replace"))
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        for shift in range(3):
+            spellings.add(_inner_base64(raw, shift, encode))
+    return {spelling for spelling in spellings if len(spelling) >= SHORTEST}
+
+
+def _inner_base64(raw: bytes, shift: int, encode: object) -> bytes:
+    """The part of the base64 form that does not depend on what stands around it, `shift` bytes after a group's begin."""
+    encoded: bytes = encode(b"\0" * shift + raw)  # type: ignore[operator]
+    first = (shift * 8 + 5) // 6
+    last = (shift + len(raw)) * 8 // 6
+    inner = encoded[first:last]
+    return inner if len(inner) >= SHORTEST_BASE64 else b""
+
+
+class Masker:
+    """Replaces every pattern in a stream by ***, wherever the chunks are cut.
+
+    What may be the beginning of a pattern is held back. A fresh masker that is fed from a place where another one had
+    `consumed` all that came before goes on as that one would have.
+    """
+
+    def __init__(self, patterns: tuple[bytes, ...]) -> None:
+        self._patterns = patterns
+        self._held = b""
+
+    def feed(self, chunk: bytes) -> Masked:
+        """The next bytes of the stream."""
+        if not self._patterns:
+            return Masked(chunk, len(chunk))
+        window = self._held + chunk
+        spans = self._spans(window)
+        end = self._safe_end(window, spans)
+        self._held = window[end:]
+        return Masked(_replace(window, spans, end), end)
+
+    def finish(self) -> Masked:
+        """The stream has ended: what was held back."""
+        window, self._held = self._held, b""
+        return Masked(_replace(window, self._spans(window), len(window)), len(window))
+
+    def _spans(self, window: bytes) -> list[tuple[int, int]]:
+        """Where patterns stand, overlapping ones joined, in order."""
+        found: list[tuple[int, int]] = []
+        for pattern in self._patterns:
+            at = window.find(pattern)
+            while at >= 0:
+                found.append((at, at + len(pattern)))
+                at = window.find(pattern, at + 1)
+        found.sort()
+        joined: list[tuple[int, int]] = []
+        for start, stop in found:
+            if joined and start < joined[-1][1]:
+                joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
+            else:
+                joined.append((start, stop))
+        return joined
+
+    def _safe_end(self, window: bytes, spans: list[tuple[int, int]]) -> int:
+        """The end of what no further byte can change."""
+        end = min((self._beginning(window, pattern) for pattern in self._patterns), default=len(window))
+        for start, stop in spans:
+            if start < end < stop:
+                # What is held back overlaps a match and may make it longer; only a hostile stream does so for long.
+                return start if len(window) - start <= LONGEST_HOLD else stop
+        return end
+
+    @staticmethod
+    def _beginning(window: bytes, pattern: bytes) -> int:
+        """Where the longest end of `window` stands that is a beginning of `pattern`, but not all of it."""
+        at = window.find(pattern[:1], max(0, len(window) - len(pattern) + 1))
+        while at >= 0:
+            if pattern.startswith(window[at:]):
+                return at
+            at = window.find(pattern[:1], at + 1)
+        return len(window)
+
+
+def _replace(window: bytes, spans: list[tuple[int, int]], end: int) -> bytes:
+    if not spans:
+        return window[:end]
+    pieces, at = [], 0
+    for start, stop in spans:
+        if start >= end:
+            break
+        pieces += [window[at:start], MASK]
+        at = min(stop, end)
+    pieces.append(window[at:end])
+    return b"".join(pieces)
+
+
+def limited(kept: bytes, size: int, limit: int) -> tuple[bytes, bool]:
+    """What of `kept` still fits into a log that has `size` bytes; with the last line that says so if not all of it does."""
+    if size + len(kept) <= limit:
+        return kept, False
+    room = kept[: max(0, limit - size)]
+    line_break = b"" if not room or room.endswith(b"\n") else b"\n"
+    return room + line_break + last_line(limit), True
+
+
+def last_line(limit: int) -> bytes:
+    """The end of a log that was cut."""
+    size = f"{limit / (1 << 20):g} MiB" if limit >= 1 << 20 else f"{limit} bytes"
+    return (
+        f"[hubflow] the log ends here: it has reached its limit of {size}. The job goes on. Let it print less, keep large "
+        "output as an artifact, or ask the operator for a higher HUBFLOW_LOG_COLLECTOR_LIMIT_BYTES.\n"
+    ).encode()
+
+
+def url_password(url: str) -> str:
+    """The password in a URL such as a clone address, or ""."""
+    try:
+        return urllib.parse.unquote(urllib.parse.urlsplit(url).password or "")
+    except ValueError:
+        return ""

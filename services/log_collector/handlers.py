@@ -1,0 +1,161 @@
+"""Hears that a container has been accepted, and follows its log until that is complete.
+
+A log is taken by making its row; the delivery is acknowledged then, and the process's lease says that it is alive. Logs of a
+process without a lease are taken over by whoever sweeps first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from services.log_collector import store
+from services.log_collector.config import LogCollectorSettings
+from services.log_collector.core import Masker, patterns_of, url_password
+from services.log_collector.flushing import Stream
+from services.log_collector.following import Tools, follow
+from services.log_collector.store import Completion, Log
+from shared.bus.protocol import Message
+from shared.db.database import Database
+from shared.errors import HubflowError, TemporaryError
+from shared.events import Event, JobSubmitted, decode
+from shared.log import get_logger
+from shared.vault import Vault
+
+CONSUMER = "log_collector"
+RENEWAL = 1.0
+"""Seconds between two signs of life."""
+TENANTS_KEPT = 256
+
+_log = get_logger("log_collector")
+
+
+class Masks:
+    """What to mask, by tenant and by what its secrets were when last asked."""
+
+    def __init__(self, database: Database, vault: Vault) -> None:
+        self._database = database
+        self._vault = vault
+        self._known: OrderedDict[str, tuple[str, tuple[str, ...], tuple[bytes, ...]]] = OrderedDict()
+
+    async def masker(self, log: Log) -> Masker:
+        """For the output of one run's job."""
+        of_run = await store.run_secrets(self._database, log.run)
+        values, patterns = await self._of_tenant(log.tenant, of_run.fingerprint)
+        own = [*of_run.inputs, url_password(of_run.clone_url)]
+        return Masker(patterns_of([*values, *own]) if any(own) else patterns)
+
+    async def _of_tenant(self, tenant: str, fingerprint: str) -> tuple[tuple[str, ...], tuple[bytes, ...]]:
+        known = self._known.get(tenant)
+        if known is None or known[0] != fingerprint:
+            values = await store.tenant_secrets(self._database, self._vault, tenant)
+            known = (fingerprint, tuple(values), patterns_of(values))
+            self._known[tenant] = known
+            if len(self._known) > TENANTS_KEPT:
+                self._known.popitem(last=False)
+        self._known.move_to_end(tenant)
+        return known[1], known[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """All that the collector may touch."""
+
+    database: Database
+    settings: LogCollectorSettings
+    tools: Tools
+    masks: Masks
+    following: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    """Container -> the task that follows its log."""
+
+
+async def on_job_submitted(event: JobSubmitted, context: Context) -> None:
+    """Take the log of a new container, unless somebody has it."""
+    log = await store.take(context.database, event, context.tools.holder)
+    if log is not None:
+        begin(log, context)
+
+
+def begin(log: Log, context: Context) -> None:
+    """Follow a log that is ours, in a task of its own."""
+    if log.container in context.following:
+        return
+    task = asyncio.create_task(_follow(log, context), name=f"log of {log.container}")
+    context.following[log.container] = task
+    task.add_done_callback(lambda _: context.following.pop(log.container, None))
+
+
+async def _follow(log: Log, context: Context) -> None:
+    try:
+        masker = await context.masks.masker(log)
+        await follow(Stream.of(log, masker), context.tools)
+    except TemporaryError as error:
+        _log.warning("log left to the next sweep", container=log.container, error=str(error))
+    except Exception:
+        _log.exception("log left to the next sweep", container=log.container)
+
+
+async def complete(batch: Sequence[Completion], database: Database, holder: str) -> None:
+    """Several logs are complete, in one transaction. Those that are not ours any more are another's to complete."""
+    async with database.transaction() as tx:
+        done = await store.complete(tx, batch, holder)
+    for each in batch:
+        if each.log.container in done:
+            _log.info("log stored", container=each.log.container, bytes=each.size, truncated=each.truncated or None)
+
+
+# ---------------------------------------------------------------- tasks
+
+
+async def show_life(context: Context) -> None:
+    """Renew this process's lease every second."""
+    while True:
+        try:
+            await store.renew(context.database, context.tools.holder, context.settings.lease_seconds)
+        except TemporaryError as error:
+            _log.warning("lease not renewed", error=str(error))
+        await asyncio.sleep(RENEWAL)
+
+
+async def take_over(context: Context) -> None:
+    """Take logs whose process has died, again and again."""
+    while True:
+        try:
+            await take_over_once(context)
+        except HubflowError as error:
+            _log.warning("sweep failed, it goes on", error=str(error))
+        await asyncio.sleep(context.settings.lease_seconds / 2)
+
+
+async def take_over_once(context: Context) -> int:
+    """Returns how many logs were taken."""
+    taken = 0
+    while True:
+        logs = await store.take_over(context.database, context.tools.holder, list(context.following))
+        for log in logs:
+            _log.info("log taken over", container=log.container, offset=log.raw_offset)
+            begin(log, context)
+        taken += len(logs)
+        if len(logs) < store.TAKE_OVER_LIMIT:
+            return taken
+
+
+async def flush(context: Context) -> None:
+    """Write what was read."""
+    await context.tools.flusher.run()
+
+
+TASKS = {"lease": show_life, "take over": take_over, "flush": flush}
+
+# ---------------------------------------------------------------- who hears what
+
+HANDLERS = {JobSubmitted: on_job_submitted}
+
+
+async def handle(message: Message, context: Context) -> None:
+    """The handler of the message's event."""
+    event: Event = decode(message.body)
+    if isinstance(event, JobSubmitted):
+        await HANDLERS[JobSubmitted](event, context)

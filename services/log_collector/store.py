@@ -1,0 +1,255 @@
+"""The tables `logs` and `log_tails`. Who has lost a log to another process writes nothing: every write is fenced."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shared.db.database import Database, Transaction
+from shared.errors import PermanentError
+from shared.events import JobLogStored, JobSubmitted
+from shared.log import get_logger
+from shared.vault import Vault
+
+LEASE = "log_collector:"
+"""Prefix of the leases of the collectors; the holder's name follows."""
+TAKE_OVER_LIMIT = 200
+
+_log = get_logger("log_collector")
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A log as the database holds it when somebody takes it."""
+
+    container: str
+    tenant: str
+    run: uuid.UUID
+    stage: str
+    job: str
+    attempt: int
+    raw_offset: int = 0
+    """Bytes of the container's output that are dealt with."""
+    size: int = 0
+    """Bytes kept of them."""
+    stored: int = 0
+    """Bytes of these in object storage."""
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """Bytes to be added to a log's tail."""
+
+    container: str
+    start: int
+    data: bytes
+    raw_offset: int
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The last change of a log. `segment`: its last piece, or None; `expected` is the size recorded so far."""
+
+    log: Log
+    expected: int
+    size: int
+    raw_offset: int
+    segment: dict[str, Any] | None
+    truncated: bool
+
+
+_COLUMNS = """container, tenant, run, stage, job, attempt, raw_offset, size, truncated,
+    coalesce((segments -> -1 ->> 'offset')::bigint + (segments -> -1 ->> 'size')::bigint, 0) AS stored"""
+
+_TAKE = """
+INSERT INTO logs (container, run, job, attempt, tenant, stage, holder) VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT DO NOTHING RETURNING container
+"""
+
+_TAKE_OVER = f"""
+UPDATE logs SET holder = $1 WHERE container IN (
+    SELECT container FROM logs l
+    WHERE completed_at IS NULL AND container <> ALL ($2::text[]) AND (l.holder = $1 OR NOT EXISTS (
+        SELECT 1 FROM leases WHERE name = '{LEASE}' || l.holder AND expires_at > now()))
+    ORDER BY container LIMIT {TAKE_OVER_LIMIT} FOR UPDATE SKIP LOCKED
+) RETURNING {_COLUMNS}
+"""  # noqa: S608 - constants
+
+_GROW = """
+WITH given AS (
+    SELECT * FROM unnest($1::text[], $2::bigint[], $3::bytea[], $4::bigint[], $5::boolean[])
+        AS g (container, start, data, raw_offset, truncated)
+), grown AS (
+    UPDATE logs l SET raw_offset = g.raw_offset, size = g.start + length(g.data), truncated = g.truncated
+    FROM given g
+    WHERE l.container = g.container AND l.holder = $6 AND l.size = g.start AND l.completed_at IS NULL
+    RETURNING l.container
+), kept AS (
+    INSERT INTO log_tails (container, start, data)
+    SELECT g.container, g.start, g.data FROM given g JOIN grown ON grown.container = g.container WHERE length(g.data) > 0
+)
+SELECT container FROM grown
+"""
+
+_TAIL = """
+SELECT string_agg(data, ''::bytea ORDER BY start) FROM (
+    SELECT start, data, sum(length(data)) OVER (ORDER BY start) AS total FROM log_tails WHERE container = $1 AND start >= $2
+) piece WHERE total - length(data) < $3
+"""
+
+_SEGMENT = """
+WITH moved AS (
+    UPDATE logs SET segments = segments || $2::jsonb
+    WHERE container = $1 AND holder = $3 AND completed_at IS NULL
+        AND coalesce((segments -> -1 ->> 'offset')::bigint + (segments -> -1 ->> 'size')::bigint, 0) = $4
+    RETURNING container
+), dropped AS (
+    DELETE FROM log_tails t USING moved m WHERE t.container = m.container AND t.start < $5
+)
+SELECT container FROM moved
+"""
+
+_COMPLETE = """
+WITH given AS (
+    SELECT * FROM jsonb_to_recordset($1::jsonb)
+        AS g (container text, expected bigint, size bigint, raw_offset bigint, segments jsonb, truncated boolean)
+), done AS (
+    UPDATE logs l SET size = g.size, raw_offset = g.raw_offset, truncated = g.truncated, completed_at = now(),
+        segments = l.segments || g.segments
+    FROM given g
+    WHERE l.container = g.container AND l.holder = $2 AND l.size = g.expected AND l.completed_at IS NULL
+    RETURNING l.container
+), dropped AS (
+    DELETE FROM log_tails t USING done d WHERE t.container = d.container
+)
+SELECT container FROM done
+"""
+
+_RENEW = f"""
+INSERT INTO leases (name, holder, expires_at) VALUES ('{LEASE}' || $1, $1, now() + make_interval(secs => $2))
+ON CONFLICT (name) DO UPDATE SET expires_at = excluded.expires_at
+"""  # noqa: S608 - a constant
+
+_RUN_SECRETS = """
+SELECT
+    (SELECT count(*) || ' ' || coalesce(max(updated_at)::text, '') FROM secrets WHERE tenant = r.tenant) AS fingerprint,
+    (SELECT coalesce(jsonb_agg(r.inputs ->> e.key), '[]') FROM jsonb_each(v.document -> 'inputs') e
+     WHERE e.value -> 'secret' = 'true') AS inputs,
+    r.trigger -> 'git' ->> 'clone_url' AS clone_url
+FROM runs r JOIN workflow_versions v ON v.tenant = r.tenant AND v.workflow = r.workflow AND v.version = r.version
+WHERE r.id = $1
+"""
+
+
+async def take(database: Database, event: JobSubmitted, holder: str) -> Log | None:
+    """Make the log of a new container ours. None: somebody has it."""
+    log = Log(event.container, event.tenant, event.run, event.stage, event.job, event.attempt)
+    taken = await database.fetchval(_TAKE, log.container, log.run, log.job, log.attempt, log.tenant, log.stage, holder)
+    return None if taken is None else log
+
+
+async def take_over(database: Database, holder: str, ours: Sequence[str]) -> list[Log]:
+    """Make logs ours whose holder shows no sign of life, or that we hold without following them; at most 200."""
+    rows = await database.fetch(_TAKE_OVER, holder, list(ours))
+    return [Log(**dict(row.items())) for row in rows]
+
+
+async def renew(database: Database, holder: str, seconds: float) -> None:
+    """A sign of life of this process, good for so many seconds."""
+    await database.execute_relaxed(_RENEW, holder, seconds)
+
+
+async def give_up(database: Database, holder: str) -> None:
+    """This process ends: others may take its logs at once. Removes leases of processes long gone, too."""
+    await database.execute(
+        "DELETE FROM leases WHERE name = $1 OR (name LIKE $2 AND expires_at < now() - interval '1 hour')",
+        LEASE + holder, LEASE + "%",
+    )  # fmt: skip
+
+
+async def grow(database: Database, growths: Sequence[Growth], holder: str) -> set[str]:
+    """Keep the bytes of all of them, with how far each has been read. Returns those that are still ours."""
+    rows = await database.fetch(
+        _GROW,
+        [each.container for each in growths], [each.start for each in growths], [each.data for each in growths],
+        [each.raw_offset for each in growths], [each.truncated for each in growths], holder,
+    )  # fmt: skip
+    return {row["container"] for row in rows}
+
+
+async def tail(database: Database, container: str, start: int, limit: int) -> bytes:
+    """Bytes of the tail from `start`: whole rows, the last of which may go beyond `limit`."""
+    data: bytes | None = await database.fetchval(_TAIL, container, start, limit)
+    return data or b""
+
+
+async def note_segment(database: Database, container: str, segment: dict[str, Any], holder: str) -> bool:
+    """A piece is in object storage; its rows of the tail go in the same statement. False: the log is not ours any more."""
+    end = segment["offset"] + segment["size"]
+    moved = await database.fetchval(_SEGMENT, container, [segment], holder, segment["offset"], end)
+    return moved is not None
+
+
+async def complete(tx: Transaction, completions: Sequence[Completion], holder: str) -> set[str]:
+    """All of these logs are in object storage: tell job.log.stored. Returns those that were ours."""
+    given = [
+        {
+            "container": each.log.container,
+            "expected": each.expected,
+            "size": each.size,
+            "raw_offset": each.raw_offset,
+            "segments": [each.segment] if each.segment else [],
+            "truncated": each.truncated,
+        }
+        for each in completions
+    ]
+    done = {row["container"] for row in await tx.connection.fetch(_COMPLETE, given, holder)}
+    for each in completions:
+        log = each.log
+        if log.container in done:
+            tx.tell(
+                JobLogStored(
+                    tenant=log.tenant,
+                    run=log.run,
+                    stage=log.stage,
+                    job=log.job,
+                    attempt=log.attempt,
+                    container=log.container,
+                    size=each.size,
+                    truncated=each.truncated,
+                )
+            )
+    return done
+
+
+@dataclass(frozen=True, slots=True)
+class RunSecrets:
+    """What must not be seen in the logs of one run, but for the tenant's own secrets."""
+
+    fingerprint: str
+    """Changes whenever the tenant's secrets do."""
+    inputs: list[str]
+    clone_url: str
+
+
+async def run_secrets(database: Database, run: uuid.UUID) -> RunSecrets:
+    """The secret inputs of a run, the address it clones from, and the fingerprint of its tenant's secrets."""
+    row = await database.fetchrow(_RUN_SECRETS, run)
+    if row is None:
+        return RunSecrets("", [], "")
+    return RunSecrets(row["fingerprint"], [value for value in row["inputs"] if value], row["clone_url"] or "")
+
+
+async def tenant_secrets(database: Database, vault: Vault, tenant: str) -> list[str]:
+    """The values of all secrets of a tenant. One that cannot be read with our key was never given to a job of ours."""
+    values = []
+    for row in await database.fetch("SELECT name, value FROM secrets WHERE tenant = $1", tenant):
+        try:
+            values.append(vault.decrypt(row["value"]))
+        except PermanentError as error:
+            _log.error("secret not masked", tenant=tenant, secret=row["name"], error=str(error))
+    return values

@@ -1,0 +1,1 @@
+"""Watches the runtime and tells what becomes of each attempt. See README.md."""
