@@ -98,9 +98,7 @@ async def _prepared(options: Options, example: Path) -> AsyncIterator[Scene]:
     settings = {"HUBFLOW_RUNTIME_DEFAULT_IMAGE": options.image or TOOLBOX}
     async with contextlib.AsyncExitStack() as stack:
         with _timed():
-            dev = await stack.enter_async_context(
-                development(options.state, options.runtime, port=0, settings=settings)
-            )
+            dev = await stack.enter_async_context(development(options.state, options.runtime, settings=settings))
         if dev.runtime_kind == "docker":
             stack.push_async_callback(_remove_containers, dev)
         await _place_for_jobs(dev, options)
@@ -252,9 +250,9 @@ async def _look_at_everything(scene: Scene, branch: tree.Run, release: tree.Run)
     decision = next(stage["decision"] for stage in release["stages"] if stage["name"] == "release") or {}
     checks.equal("the decision is on record", decision.get("action"), "approve")
     await _look_at_logs(scene, release)
-    await evidence.artifact(scene.api, checks, str(release["id"]), outputs["package"], work)
+    await evidence.artifact(scene, str(release["id"]), outputs["package"])
     await _look_at_hooks(scene, release)
-    await evidence.events(scene.api, checks, (branch, release))
+    await evidence.events(scene, (branch, release))
 
 
 async def _look_at_logs(scene: Scene, release: tree.Run) -> None:
