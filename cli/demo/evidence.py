@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
+import gzip
+import hashlib
+import importlib
 import io
+import sys
+import tarfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
