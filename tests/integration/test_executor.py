@@ -1,0 +1,360 @@
+"""The executor on a real database, runtime, wrapper and S3."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from services.executor.components import Components
+from services.executor.config import ExecutorSettings
+from services.executor.handlers import Context, on_job_ready, on_job_stop_requested, on_run_finished, submit
+from services.status_watcher.config import StatusWatcherSettings
+from services.status_watcher.handlers import Context as WatcherContext
+from services.status_watcher.handlers import tell, watch
+from shared import object_keys
+from shared.batching import Batcher
+from shared.embedded import S3Address
+from shared.errors import TemporaryError
+from shared.events import JobFinished, JobReady, JobSubmitted, RunCreated, RunFinished
+from tests.integration.jobs import ROOT, TENANT, House, container_of, opened_house, tasks_of, until
+
+SIMPLE = """
+name: simple
+env: {GLOBAL: world}
+stages:
+  - name: build
+    jobs:
+      - {name: hello, env: {WHO: "${GLOBAL}"}, script: 'echo "hello $WHO $HUBFLOW_JOB $_WORKFLOW_FLAG_CACHE"; echo "[JOB_OUT] A = 1"'}
+"""
+
+
+@pytest.fixture
+async def house(database: str, s3: S3Address, tmp_path: Path) -> AsyncIterator[House]:
+    async with opened_house(database, s3, tmp_path) as opened:
+        yield opened
+
+
+def executor_of(house: House, runtime: object = None) -> Context:
+    host = house.host
+    return Context(
+        database=host.database, runtime=runtime or host.runtime, objects=host.objects, vault=host.vault, clock=host.clock,
+        settings=ExecutorSettings(), components=Components(None, required=False),
+        submissions=Batcher(functools.partial(submit, database=host.database, runtime=runtime or host.runtime)),
+        public_url=lambda: host.public_url,
+    )  # fmt: skip
+
+
+@asynccontextmanager
+async def watching(house: House) -> AsyncIterator[None]:
+    host = house.host
+    context = WatcherContext(host.database, host.runtime, host.objects, StatusWatcherSettings())
+    async with tasks_of(watch(context), tell(context)):
+        yield
+
+
+async def log_of(house: House, ready: JobReady) -> bytes:
+    return b"".join([chunk async for chunk in house.host.runtime.logs(container_of(ready))])
+
+
+async def test_a_job_runs_from_ready_to_its_outcome(house: House) -> None:
+    ready = await house.ready(await house.run(SIMPLE), "hello")
+    async with watching(house):
+        await on_job_ready(ready, executor_of(house))
+        outcome = await house.finished(ready)
+    assert (outcome["state"], outcome["exit_code"], outcome["outputs"]) == ("succeeded", 0, {"A": "1"})
+    assert await log_of(house, ready) == b"hello world hello false\n[JOB_OUT] A = 1\n"
+    submitted = await house.told(ready.run, JobSubmitted)
+    assert [event.container for event in submitted] == [container_of(ready)]
+    assert submitted[0].cause == ready.id
+    finished = await house.told(ready.run, JobFinished)
+    assert [(event.state, event.outputs, event.started) for event in finished] == [("succeeded", ["A"], True)]
+
+
+async def test_t23_the_same_start_twice_and_by_two_replicas_makes_one_container(house: House) -> None:
+    ready = await house.ready(await house.run(SIMPLE.replace("echo", "sleep 0.3; echo", 1)), "hello")
+    one, two = executor_of(house), executor_of(house)
+    await asyncio.gather(*(on_job_ready(ready, each) for each in (one, two, one, two)))
+    assert len(await house.host.runtime.list()) == 1
+    assert len(await house.told(ready.run, JobSubmitted)) == 1
+    async with watching(house):
+        await house.finished(ready)
+    await on_job_ready(ready, one)  # delivered once more, long after
+    assert (await log_of(house, ready)).count(b"hello") == 2  # `hello world hello`: one line
+    assert len(await house.told(ready.run, JobSubmitted)) == 1
+
+
+async def test_t24_a_start_that_was_not_told_is_told_by_the_next_delivery(house: House) -> None:
+    ready = await house.ready(await house.run(SIMPLE), "hello")
+
+    class Died(Exception):
+        pass
+
+    async def dies(batch: object) -> None:
+        raise Died
+
+    context = executor_of(house)
+    dying = Context(**{**{name: getattr(context, name) for name in Context.__slots__}, "submissions": Batcher(dies)})
+    with pytest.raises(Died):
+        await on_job_ready(ready, dying)
+    async with watching(house):
+        await house.finished(ready)  # T26: it ends before anybody has told that it was submitted
+    assert await house.told(ready.run, JobSubmitted) == []
+    await on_job_ready(ready, context)
+    assert len(await house.told(ready.run, JobSubmitted)) == 1
+    assert len(await house.host.runtime.list()) == 1
+
+
+async def test_t31_what_must_not_start_does_not(house: House) -> None:
+    ready = await house.ready(await house.run(SIMPLE), "hello")
+    stop = await house.stop(ready)
+    context = executor_of(house)
+    await asyncio.gather(on_job_stop_requested(stop, context), on_job_ready(ready, context))
+    await on_job_stop_requested(stop, context)
+    assert await house.host.runtime.list() == []
+    (finished,) = await house.told(ready.run, JobFinished)
+    assert (finished.state, finished.started) == ("cancelled", False)
+
+
+async def test_t31_what_runs_is_stopped(house: House) -> None:
+    source = SIMPLE.replace('echo "hello', 'trap "exit 0" TERM; while :; do sleep 0.05; done; echo "hello')
+    ready = await house.ready(await house.run(source), "hello")
+    context = executor_of(house)
+    async with watching(house):
+        await on_job_ready(ready, context)
+        await until(lambda: house.outcome(ready))
+        await on_job_stop_requested(await house.stop(ready), context)
+        outcome = await house.finished(ready)
+    assert outcome["state"] == "cancelled"
+
+
+async def test_t31_a_stop_that_comes_between_claim_and_start_is_not_forgotten(house: House) -> None:
+    ready = await house.ready(await house.run(SIMPLE.replace("echo", "sleep 60; echo", 1)), "hello")
+    context = executor_of(house)
+    runtime = house.host.runtime
+
+    class Slow:
+        """The scheduler stops the attempt while the runtime starts it."""
+
+        name = "process"
+
+        async def start(self, spec: object) -> None:
+            stop = await house.stop(ready)
+            with pytest.raises(TemporaryError):
+                await on_job_stop_requested(stop, context)
+            await runtime.start(spec)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(runtime, name)
+
+    async with watching(house):
+        await on_job_ready(ready, executor_of(house, Slow()))
+        outcome = await house.finished(ready)
+    assert outcome["state"] == "cancelled"
+
+
+async def test_a_claimed_attempt_that_never_came_is_cancelled_and_cannot_start_later(house: House) -> None:
+    ready = await house.ready(await house.run(SIMPLE), "hello")
+    await house.database.execute("UPDATE attempts SET claimed_at = now() - interval '31 s'")
+    context = executor_of(house)
+    await on_job_stop_requested(await house.stop(ready), context)
+    assert (await house.outcome(ready))["state"] == "cancelled"
+    await on_job_ready(ready, context)
+    assert await house.host.runtime.list() == []
+
+
+async def test_what_can_never_start_fails_with_its_reason_once(house: House) -> None:
+    source = """
+name: broken
+stages:
+  - name: s
+    jobs: {a: {env: {X: "${{ git.branch }}"}, script: "true"}, b: {component: busybox, command: ["true"]}}
+"""
+    run = await house.run(source)
+    for job, reason in (("a", "BadInput"), ("b", "Unsupported")):
+        ready = await house.ready(run, job)
+        await on_job_ready(ready, executor_of(house))
+        await on_job_ready(ready, executor_of(house))
+        outcome = await house.outcome(ready)
+        assert (outcome["state"], outcome["reason"]) == ("failed", reason), outcome["message"]
+    assert [event.started for event in await house.told(run, JobFinished)] == [False, False]
+
+
+async def test_t36_secrets_are_read_anew_at_every_attempt(house: House) -> None:
+    source = """
+name: secretive
+stages:
+  - name: s
+    jobs: {a: {env: {X: "${{ secrets.TOKEN }}"}, script: 'echo "[JOB_OUT] SEEN = $X"; exit 1'}}
+"""
+    run = await house.run(source)
+    context = executor_of(house)
+    async with watching(house):
+        for attempt, value in enumerate(("first", "second"), 1):
+            await house.tenant(TOKEN=value)
+            ready = await house.ready(run, "a", attempt)
+            await on_job_ready(ready, context)
+            assert (await house.finished(ready))["outputs"] == {"SEEN": value}
+
+
+async def test_outputs_artifacts_and_caches_reach_later_jobs(house: House) -> None:
+    source = """
+name: chain
+stages:
+  - name: first
+    jobs:
+      make:
+        script: |
+          mkdir -p dist deps; echo built > dist/app; echo dep > deps/lib
+          echo "[JOB_OUT] VERSION = 1.2"
+        outputs: [VERSION]
+        artifacts: {name: app, paths: [dist]}
+        cache: {name: deps, paths: [deps]}
+  - name: second
+    jobs:
+      use:
+        env: {VERSION: "${{ jobs.make.outputs.VERSION }}"}
+        fetch: {artifact: app, path: got}
+        cache: {name: deps, paths: [deps]}
+        script: 'echo "[JOB_OUT] ALL = $VERSION $(cat got/dist/app) $(cat deps/lib)"'
+"""
+    run = await house.run(source)
+    context = executor_of(house)
+    async with watching(house):
+        make = await house.ready(run, "make")
+        await on_job_ready(make, context)
+        outcome = await house.finished(make)
+        assert outcome["state"] == "succeeded", dict(outcome)
+        await house.database.execute("UPDATE jobs SET state = 'succeeded' WHERE run = $1 AND name = 'make'", run)
+        use = await house.ready(run, "use")
+        await on_job_ready(use, context)
+        outcome = await house.finished(use)
+    assert outcome["outputs"] == {"ALL": "1.2 built dep"}, dict(outcome)
+    (artifact,) = await house.database.fetch("SELECT * FROM artifacts WHERE run = $1", run)
+    assert artifact["object_key"] == object_keys.artifact(TENANT, run, "make", 1, "app")
+    stored = await house.host.objects.head(artifact["object_key"])
+    assert stored is not None
+    assert stored.size == artifact["bytes"] > 0
+    assert artifact["files"] >= 1
+    cache = object_keys.run_cache(TENANT, run, "deps")
+    assert await house.host.objects.head(cache) is not None
+    await on_run_finished(RunFinished(tenant=TENANT, run=run, state="succeeded"), context)
+    assert await house.host.objects.head(cache) is None
+    assert await house.host.objects.head(artifact["object_key"]) is not None
+
+
+async def test_shared_directory_lives_as_long_as_the_run(house: House) -> None:
+    job = 'inputs: {_WORKFLOW_FLAG_CACHE: "TRUE"}, script: \'echo x >> "$WORKFLOW_CACHE/f"; echo "[JOB_OUT] N = $(wc -l < "$WORKFLOW_CACHE/f")"\''
+    run = await house.run(f"name: shares\nstages: [{{name: s, jobs: {{a: {{{job}}}, b: {{{job}}}}}}}]\n")
+    context = executor_of(house)
+    async with watching(house):
+        for name in ("a", "b"):
+            ready = await house.ready(run, name)
+            await on_job_ready(ready, context)
+            outcome = await house.finished(ready)
+    assert outcome["outputs"]["N"].strip() == "2"
+    assert (house.runtime_root / "shared" / str(run)).exists()
+    for _ in range(2):
+        await on_run_finished(RunFinished(tenant=TENANT, run=run, state="succeeded"), context)
+    assert not (house.runtime_root / "shared" / str(run)).exists()
+
+
+async def test_a_script_longer_than_an_argument_may_be_runs(house: House) -> None:
+    filler = "".join(f"# {'ü' * 50} {number}\n" for number in range(1600))
+    script = f'echo first\n{filler}echo "$# last"\nfalse\necho never'
+    indented = "".join(f"            {line}\n" for line in script.splitlines())
+    source = f"name: long\nstages:\n  - name: s\n    jobs:\n      a:\n        script: |\n{indented}"
+    ready = await house.ready(await house.run(source), "a")
+    async with watching(house):
+        await on_job_ready(ready, executor_of(house))
+        outcome = await house.finished(ready)
+    assert await log_of(house, ready) == b"first\n0 last\n"
+    assert outcome["exit_code"] == 1
+
+
+async def test_pause_links_decide_about_their_stage(house: House) -> None:
+    source = """
+name: asks
+stages:
+  - name: ask
+    type: pause
+    jobs: {a: {script: 'echo "[JOB_OUT] LINK = $_WORKFLOW_FLOW_PAUSE_HOOK_RESUME_API"; echo "[JOB_OUT] SAME = $HUBFLOW_APPROVE_URL"'}}
+"""
+    ready = await house.ready(await house.run(source), "a")
+    async with watching(house):
+        await on_job_ready(ready, executor_of(house))
+        outputs = (await house.finished(ready))["outputs"]
+    link = outputs["LINK"]
+    assert outputs["SAME"] == link
+    assert not set(link) & set("&' \">")
+    prefix, _, token = link.rpartition("/")
+    assert prefix == "https://hub.example.test/d"
+    assert house.host.vault.open_link("decision", token + ")", house.host.clock.now()) == f"{ready.run}:ask:approve"
+
+
+async def test_run_flow_starts_another_workflow_once(house: House) -> None:
+    await house.run(SIMPLE)
+    source = 'name: caller\nstages: [{name: s, jobs: {a: {component: "hub/tencenthub/run_flow", inputs: {FLOW_ID: acme/x/simple}}}}]\n'
+    ready = await house.ready(await house.run(source), "a")
+    for _ in range(2):
+        await on_job_ready(ready, executor_of(house))
+    outcome = await house.outcome(ready)
+    assert outcome["state"] == "succeeded", outcome["message"]
+    runs = await house.database.fetch("SELECT id FROM runs WHERE workflow = 'simple' AND trigger ->> 'type' = 'run_flow'")
+    assert [str(row["id"]) for row in runs] == [outcome["outputs"]["RUN"]]
+    assert len(await house.told(runs[0]["id"], RunCreated)) == 1
+
+
+async def test_t24_executor_killed_between_start_and_telling(house: House) -> None:
+    """kill -9 at different moments of the start; a new process goes on with the same event."""
+    for delay in (0.0, 0.002, 0.005, 0.02):
+        ready = await house.ready(await house.run(SIMPLE), "hello")
+        for attempt in range(2):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "tests.integration.executor_process", str(ready.id), cwd=ROOT,
+                env=house.environment, stdout=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            assert process.stdout is not None
+            assert await process.stdout.readline() == b"begins\n"
+            if attempt == 0:
+                await asyncio.sleep(delay)  # the moment of the murder
+                process.send_signal(signal.SIGKILL)
+            assert await process.wait() == (0 if attempt else -signal.SIGKILL)
+        async with watching(house):
+            assert (await house.finished(ready))["state"] == "succeeded"
+        assert (await log_of(house, ready)).count(b"hello world") == 1
+        assert len(await house.told(ready.run, JobSubmitted)) == 1
+        assert len(await house.told(ready.run, JobFinished)) == 1
+
+
+async def test_a_start_costs_little_beyond_the_spawn(house: House) -> None:
+    """The hot path: one claim, no S3, one transaction after the start."""
+    context = executor_of(house)
+    run = await house.run(
+        "name: many\nstages: [{name: s, jobs: {%s}}]\n" % ", ".join(f"j{n}: {{script: 'true'}}" for n in range(12))
+    )
+    spawns: list[float] = []
+    whole: list[float] = []
+    start = house.host.runtime.start
+
+    async def timed(spec: object) -> None:
+        begin = time.perf_counter()
+        await start(spec)
+        spawns.append(time.perf_counter() - begin)
+
+    house.host.runtime.start = timed
+    for number in range(12):
+        ready = await house.ready(run, f"j{number}")
+        begin = time.perf_counter()
+        await on_job_ready(ready, context)
+        whole.append(time.perf_counter() - begin)
+    beyond = sorted(a - b for a, b in zip(whole, spawns, strict=True))
+    assert beyond[len(beyond) // 2] < 0.03, beyond  # generous: this machine is shared
+
