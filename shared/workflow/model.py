@@ -589,7 +589,8 @@ class Workflow(Part):
         BeforeValidator(_inputs, json_schema_input_type=dict[str, str | int | float | Input | None]),
     ] = Field(default_factory=dict, description="Values that a start may give.")
     timeout: WorkflowDuration = Field(
-        default=DEFAULT_WORKFLOW_TIMEOUT_S, description="How long a run may take (pauses count)."
+        default=DEFAULT_WORKFLOW_TIMEOUT_S,
+        description="How long a run may take; waiting for quota and pauses do not count.",
     )
     on: Annotated[Triggers, BeforeValidator(_triggers, json_schema_input_type=str | list[str] | Triggers)] = Field(
         default=Triggers(), description="What starts a run. Left out: only API, command line and console."
