@@ -138,7 +138,9 @@ async def _start(stack: AsyncExitStack, state: Path, wish: Wish) -> Dev:
         "HUBFLOW_RUNTIME_INSTALLATION": f"dev-{hashlib.sha256(os.fsencode(state)).hexdigest()[:10]}",
         **bridge.settings,
     }
-    environment.setdefault("HUBFLOW_RUNTIME_SEARCH_PATH", os.environ.get("PATH", os.defpath))  # jobs find the user's tools
+    environment.setdefault(
+        "HUBFLOW_RUNTIME_SEARCH_PATH", os.environ.get("PATH", os.defpath)
+    )  # jobs find the user's tools
     environment.setdefault("HUBFLOW_ALLOW_PRIVATE_TARGETS", "true")  # webhooks of a laptop go to the laptop
     environment.setdefault("HUBFLOW_LOG_FILE", str(state / "services.log"))
     if wish.separate:

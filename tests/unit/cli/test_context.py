@@ -1,0 +1,48 @@
+"""Where the server is: options before environment before the nearest file; a token goes only to its own server."""
+
+import stat
+
+import pytest
+
+from cli import context
+from cli.context import Context
+from cli.failure import Failure
+
+
+@pytest.fixture
+def project(tmp_path):
+    state = tmp_path / ".hubflow"
+    state.mkdir()
+    context.write(state / "context.json", Context("http://127.0.0.1:8080", "hf_t", "dev"))
+    (tmp_path / "deep" / "down").mkdir(parents=True)
+    return tmp_path
+
+
+def test_the_file_is_found_from_below_and_is_private(project):
+    found = context.resolve({}, {}, project / "deep" / "down")
+    assert (found.url, found.token, found.tenant) == ("http://127.0.0.1:8080", "hf_t", "dev")
+    assert stat.S_IMODE((project / ".hubflow" / "context.json").stat().st_mode) == 0o600
+
+
+def test_the_environment_comes_before_the_file_and_options_before_both(project):
+    environment = {"HUBFLOW_TOKEN": "hf_e", "HUBFLOW_TENANT": "acme"}
+    found = context.resolve({"tenant": "other"}, environment, project)
+    assert (found.token, found.tenant) == ("hf_e", "other")
+
+
+def test_the_file_s_token_is_not_sent_to_another_server(project):
+    found = context.resolve({"url": "http://elsewhere:8080/"}, {}, project)
+    assert (found.url, found.token, found.tenant) == ("http://elsewhere:8080", "", "")
+
+
+def test_without_any_server_the_failure_says_what_to_do(tmp_path):
+    with pytest.raises(Failure) as caught:
+        context.resolve({}, {}, tmp_path)
+    assert "hubflow dev" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"token": "x"}', "null"])
+def test_a_damaged_file_is_named(project, text):
+    (project / ".hubflow" / "context.json").write_text(text)
+    with pytest.raises(Failure, match=r"context\.json"):
+        context.resolve({}, {}, project)
