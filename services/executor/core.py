@@ -17,8 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from shared.clock import timestamp
-from shared.errors import PermanentError
-from shared.states import Reason, RunState, StageState
+from shared.states import RunState, StageState
 from shared.workflow.expressions import references, render
 from shared.workflow.model import DEFAULT_PAUSE_TIMEOUT_S, Job, Stage, Workflow
 
@@ -362,34 +361,6 @@ def pause_seconds(stage: Stage, job: Job) -> float:
 def transfer_seconds(job: Job) -> int:
     """How long from now the job may still want to move caches and artifacts."""
     return int(min(LONGEST_LINK, job.pending_timeout + job.timeout + job.grace + 3600))
-
-
-def registry_auth(image: str, config: str) -> dict[str, str] | None:
-    """Credentials for the image's registry from a Docker config.json. Raises PermanentError(BadInput) if it is none."""
-    if not config:
-        return None
-    import base64
-    import binascii
-
-    first = image.split("/", 1)[0]
-    host = first if "/" in image and ("." in first or ":" in first or first == "localhost") else "docker.io"
-    names = {host, f"https://{host}", f"https://{host}/v1/", f"https://{host}/v2/"}
-    if host == "docker.io":
-        names |= {"https://index.docker.io/v1/", "index.docker.io"}
-    try:
-        entry = next((entry for name, entry in json.loads(config)["auths"].items() if name in names), None)
-        if entry is None:
-            return None
-        if entry.get("auth"):
-            user, _, password = base64.b64decode(entry["auth"]).decode().partition(":")
-        else:
-            user, password = entry["username"], entry["password"]
-    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
-        raise PermanentError(
-            f"the secret {REGISTRY_SECRET} is not a Docker config.json; set it to the contents of ~/.docker/config.json",
-            reason=Reason.BAD_INPUT,
-        ) from None
-    return {"username": user, "password": password}
 
 
 def hub_host(public_url: str, hub: str) -> str:

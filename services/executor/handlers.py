@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -163,7 +163,7 @@ async def _start(spec: ContainerSpec, deadline: float, context: Context) -> bool
 
 async def _spec(event: JobReady, claimed: Claim, stage: Stage, job: Job, context: Context) -> ContainerSpec:
     place = _place(claimed, stage, job, context)
-    facts, component, image = await _gather(claimed, stage, job, place, context)
+    facts, component, image, auth = await _gather(claimed, stage, job, place, context)
     composed = core.compose(claimed, stage, job, facts, component, place)
     restore, save = await transfers_of(context.objects, claimed, job, composed, facts)
     overflow = await overflow_of(context.objects, context.runtime.name, claimed, job)
@@ -175,7 +175,7 @@ async def _spec(event: JobReady, claimed: Claim, stage: Stage, job: Job, context
         labels=_labels(claimed, context),
         script=bool(job.script),
         resources=Resources(job.resources.cpu or 0, job.resources.memory or 0),
-        registry_auth=core.registry_auth(image, facts.secrets.get(core.REGISTRY_SECRET, "")) if image else None,
+        registry_auth=auth,
         shared_directory=composed.shared_directory,
         options=composed.options,
     )
@@ -209,19 +209,28 @@ def _place(claimed: Claim, stage: Stage, job: Job, context: Context) -> Place:
 
 async def _gather(
     claimed: Claim, stage: Stage, job: Job, place: Place, context: Context
-) -> tuple[Facts, Component, str]:
-    """What the job refers to, what its component says about itself, and the component's address."""
+) -> tuple[Facts, Component, str, Mapping[str, str] | None]:
+    """What the job refers to, what its component says about itself, the component's address, and how to pull it."""
     wanted = core.wanted(claimed, stage, job, Component())
     facts = await _facts(claimed, wanted, place, context)
     if not job.component:
-        return facts, Component(), ""
+        return facts, Component(), "", None
     image = core.image_of(claimed, job, facts, place)
-    auth = core.registry_auth(image, facts.secrets.get(core.REGISTRY_SECRET, ""))
-    component = await context.components.of(image, auth, needed=not job.command)
+    auth = _registry_auth(image, facts)
+    component = await context.components.of(image, auth, needed=not (job.command or job.script))
     by_label = core.wanted(claimed, stage, job, component)
     if by_label != wanted:
         facts = await _facts(claimed, by_label, place, context)
-    return facts, component, image
+    return facts, component, image, auth
+
+
+def _registry_auth(image: str, facts: Facts) -> Mapping[str, str] | None:
+    config = facts.secrets.get(core.REGISTRY_SECRET, "")
+    if not config:
+        return None
+    from services.executor.registry import auth_of  # loaded only where somebody has private images
+
+    return auth_of(image, config)
 
 
 async def _facts(claimed: Claim, wanted: Wanted, place: Place, context: Context) -> Facts:

@@ -259,10 +259,9 @@ def _check_what_it_runs(checker: _Checker, place: _Place) -> None:
     given = job.model_fields_set
     if "component" not in given and "script" not in given:
         checker.add(place.path, f"the job `{shorten(job.name)}` runs nothing", expected="`component` or `script`")
-    elif "component" in given and "script" in given:
-        message = "a job has a `component` or a `script`, not both"
-        expected = "to run lines inside a component: `command: |` in place of `script`"
-        checker.add((*place.path, "script"), message, expected=expected, on_key=True)
+    elif job.builtin and "script" in given:
+        message = f"`{job.component}` is done by Hubflow itself and runs no `script`"
+        checker.add((*place.path, "script"), message, expected="one of the two", on_key=True)
     elif not job.component.strip() and not job.script.strip():
         key = "component" if "component" in given else "script"
         checker.add(

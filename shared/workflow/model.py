@@ -484,7 +484,7 @@ def _outputs(value: Any) -> Any:
 
 
 class Job(Part):
-    """One container: a component, or a script."""
+    """One container: a component, a script, or a script that runs in the image of a component."""
 
     name: Name = Field(description="Unique in the whole workflow.")
     component: Text = Field(default="", description="Container image; may hold references.")

@@ -163,7 +163,7 @@ CASES = [
     ("    a: {script: x, needs: [c]}\n    b: {script: x, needs: a}\n    c: {script: x, needs: b}", 5,
      "these jobs wait for each other: a needs c needs b needs a", ""),
     ("    - {name: a, script: x}\n    - {name: a, script: x}", 6, "two jobs are called `a`", ""),
-    ("    a: {script: x, component: y}", 5, "a job has a `component` or a `script`, not both", ""),
+    ("    a: {script: x, component: workflow_pause}", 5, "`workflow_pause` is done by Hubflow itself and runs no `script`", ""),
     ("    a: {timeout: 5m}", 5, "the job `a` runs nothing", ""),
     ("    a: {script: ''}", 5, "`script` is empty", ""),
     ("    a: {script: x, command: y}", 5, "a `script` has no `command`", ""),
