@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
+import asyncio
 import hashlib
-import importlib
-import io
+import os
 import sys
-import tarfile
+import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +18,6 @@ from cli.output import moment
 if TYPE_CHECKING:
     from cli.demo.story import Scene
 
-ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-
 
 def seconds(start: Any, end: Any) -> float:
     """Between two times of the API; 0 if one is missing."""
@@ -29,42 +26,39 @@ def seconds(start: Any, end: Any) -> float:
 
 
 async def artifact(scene: Scene, run: str, outputs: Mapping[str, str]) -> None:
-    """Fetch the artifact through the API, and compare it with what was to be built from the developer's clone."""
-    checks, work = scene.checks, scene.repository.work
-    listed = (await scene.ask("runs", run, "artifacts"))["items"]
-    found = next((each for each in listed if (each["job"], each["name"]) == ("package", "dist")), None)
-    if not checks.that("the run has kept the artifact `dist`", found is not None, listed):
+    """Fetch the artifact as users do, and compare it with what was to be built from the developer's clone."""
+    with tempfile.TemporaryDirectory() as folder:
+        told = await _hubflow(scene, "artifact", "get", run, "dist", "--unpack", f"--output={folder}")
+        _compare(scene, Path(folder, "dist", outputs.get("FILE", "none")), outputs, told)
+
+
+def _compare(scene: Scene, program: Path, outputs: Mapping[str, str], told: str) -> None:
+    checks = scene.checks
+    what = "`hubflow artifact get` fetches the artifact, with the built file in it"
+    if not checks.that(what, program.is_file(), told):
         return
-    content = await _fetch(scene, str((found or {})["url"]))
-    digest = hashlib.sha256(content).hexdigest()
-    checks.equal("the artifact can be fetched through the API, whole", digest, (found or {})["sha256"])
-    files = _unpack(content)
-    program = files.get(f"dist/{outputs.get('FILE')}", b"")
-    checks.that("the built file is in it, with the digest that the job has told",
-                f"sha256:{hashlib.sha256(program).hexdigest()}" == outputs.get("DIGEST"), sorted(files))  # fmt: skip
-    differing = _same_source(program, work) if program else ["everything"]
-    checks.that("the built file holds the source that was pushed", not differing, differing)
+    digest = f"sha256:{hashlib.sha256(program.read_bytes()).hexdigest()}"
+    checks.equal("it is what the job has built, by the digest in its output", digest, outputs.get("DIGEST"))
+    differing = _same_source(program, scene.repository.work)
+    checks.that("it holds the source that was pushed", not differing, differing)
 
 
-async def _fetch(scene: Scene, path: str) -> bytes:
-    """Bytes behind an address of the API, which leads to the object store."""
-    headers = {"Authorization": f"Bearer {scene.dev.token}", "Hubflow-Tenant": scene.dev.tenant}
-    async with scene.http.get(scene.dev.url + path, headers=headers) as answer:
-        return await answer.read()
+async def _hubflow(scene: Scene, *words: str) -> str:
+    """What a command of ours says to a user of this Hubflow."""
+    environment = os.environ | {
+        "HUBFLOW_URL": scene.dev.url, "HUBFLOW_TOKEN": scene.dev.token, "HUBFLOW_TENANT": scene.dev.tenant,
+    }  # fmt: skip
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "cli.main", *words, env=environment, stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    out, _ = await process.communicate()
+    return out.decode("utf-8", "replace").strip()
 
 
-def _unpack(archive: bytes) -> dict[str, bytes]:
-    """Name -> content of the files of an artifact: a tar, packed with zstd or gzip."""
-    zstd = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
-    packed = archive.startswith(ZSTD_MAGIC)
-    opened: Any = zstd.open(io.BytesIO(archive)) if packed else gzip.open(io.BytesIO(archive))
-    with opened, tarfile.open(fileobj=opened, mode="r|") as tar:
-        return {entry.name: file.read() for entry in tar if (file := tar.extractfile(entry)) is not None}
-
-
-def _same_source(program: bytes, work: Path) -> list[str]:
+def _same_source(program: Path, work: Path) -> list[str]:
     """Files of the project that are missing in the built program, or different there."""
-    with zipfile.ZipFile(io.BytesIO(program)) as archive:
+    with zipfile.ZipFile(program) as archive:
         built = {name: archive.read(name) for name in archive.namelist()}
     source = {path.relative_to(work / "src").as_posix(): path.read_bytes() for path in (work / "src").rglob("*.py")}
     return sorted(name for name, content in source.items() if built.get(name) != content)

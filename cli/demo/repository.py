@@ -62,7 +62,7 @@ class Repository:
 
 
 async def make_repository(folder: Path, example: Path) -> Repository:
-    """A fresh bare repository and a clone with one commit, the example project, on the branch main (not yet pushed)."""
+    """A fresh bare repository with one commit, the example project on the branch main, and a clone of it."""
     if shutil.which("git") is None:
         raise Failure("the demo pushes to a git repository, and there is no git on the PATH", hint="install git")
     shutil.rmtree(folder, ignore_errors=True)
@@ -75,6 +75,7 @@ async def make_repository(folder: Path, example: Path) -> Repository:
     await git("init", "--quiet", "--initial-branch=main", cwd=repository.work)
     await git("remote", "add", "origin", str(repository.bare), cwd=repository.work)
     await repository.commit("Waypoint, a small URL shortener")
+    await repository.push("main")
     return repository
 
 

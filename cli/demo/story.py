@@ -60,6 +60,8 @@ class Scene:
     repository: Repository
     hook_url: str = ""
     checks: Checks = field(default_factory=Checks)
+    watching: dict[str, Watching] = field(default_factory=dict)
+    """Runs on the screen, by number: one that goes on after a pause shows only what is new."""
     active: str = ""
     """Id of the run that would have to be cancelled if the demo ended now."""
 
@@ -153,7 +155,11 @@ async def _apply(scene: Scene, clone_url: str) -> None:
 
 async def _push_a_branch(scene: Scene) -> tree.Run:
     """A branch is only checked."""
-    await git("checkout", "--quiet", "-b", BRANCH, cwd=scene.repository.work)
+    work = scene.repository.work
+    await git("checkout", "--quiet", "-b", BRANCH, cwd=work)
+    readme = work / "README.md"
+    readme.write_text(readme.read_text().replace("# Waypoint", "# Waypoint\n\nReleased by Hubflow.", 1))
+    await scene.repository.commit("Say in the README who releases us")
     number = await _push(scene, BRANCH)
     run = await _watch(scene, number)
     scene.checks.equal("the branch's run has succeeded", run["state"], "succeeded")
@@ -164,10 +170,8 @@ async def _push_a_branch(scene: Scene) -> tree.Run:
 async def _push_main(scene: Scene) -> tree.Run:
     """What lands on main is built, and waits for a decision."""
     work = scene.repository.work
-    await git("checkout", "--quiet", "-B", "main", cwd=work)
-    readme = work / "README.md"
-    readme.write_text(readme.read_text().replace("# Waypoint", "# Waypoint\n\nReleased by Hubflow.", 1))
-    await scene.repository.commit("Say in the README who releases us")
+    await git("checkout", "--quiet", "main", cwd=work)
+    await git("merge", "--quiet", "--no-ff", f"--message=Merge {BRANCH}", BRANCH, cwd=work)
     number = await _push(scene, "main")
     run = await _watch(scene, number, until_paused=True)
     scene.checks.equal("the run waits for a decision", run["state"], "paused")
@@ -192,7 +196,8 @@ async def _push(scene: Scene, branch: str) -> str:
 
 async def _watch(scene: Scene, number: str, *, until_paused: bool = False) -> tree.Run:
     scene.active = str((await scene.ask("runs", number))["id"])
-    run = await Watching(scene.api, scene.active).until(is_paused if until_paused else never)
+    watching = scene.watching.setdefault(number, Watching(scene.api, scene.active))
+    run = await watching.until(is_paused if until_paused else never)
     if run["state"] in tree.FINAL:
         scene.active = ""
     return run

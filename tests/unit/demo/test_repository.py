@@ -59,24 +59,24 @@ async def repository(tmp_path: Path) -> Repository:
 
 async def test_a_push_is_told_in_giteas_format(hub: Hub, repository: Repository) -> None:
     repository.install_hook(hub.url, SECRET, "git://127.0.0.1:1/waypoint.git")
-    said = await repository.push("main")
+    await git("checkout", "--quiet", "-b", "side", cwd=repository.work)
+    said = await repository.push("side")
     assert said[0] == "Hubflow: started, run 1"
     first = await git("rev-parse", "HEAD", cwd=repository.work)
     push = hub.heard[0].push
-    assert (push.branch, push.commit, push.clone_url) == ("main", first, "git://127.0.0.1:1/waypoint.git")
+    assert (push.branch, push.commit, push.clone_url) == ("side", first, "git://127.0.0.1:1/waypoint.git")
     assert push.repository == "demo/waypoint"
     assert push.paths is None, "of a new branch nobody knows what it changes"
 
 
 async def test_changed_files_and_the_message_are_told(hub: Hub, repository: Repository) -> None:
     repository.install_hook(hub.url, SECRET, "git://127.0.0.1:1/waypoint.git")
-    await repository.push("main")
     (repository.work / "tools/lint.py").unlink()
     (repository.work / "Ünusual näme.txt").write_text("x\n")
     (repository.work / "README.md").write_text("x\n")
     await repository.commit('Change\n\nmany | strange: "things"')
     await repository.push("main")
-    push = hub.heard[1].push
+    push = hub.heard[0].push
     assert push.paths == {"tools/lint.py", "Ünusual näme.txt", "README.md"}
     assert push.message.startswith("Change\n\nmany | strange")
 
@@ -91,7 +91,7 @@ async def test_a_deleted_branch_is_told_as_deleted(hub: Hub, repository: Reposit
 
 async def test_redelivery_is_identical(hub: Hub, repository: Repository) -> None:
     repository.install_hook(hub.url, SECRET, "git://127.0.0.1:1/waypoint.git")
-    said = await repository.push("main")
+    said = await repository.push("main:side")
     delivery = re.fullmatch(r"delivery (\S+)", said[1])
     assert delivery is not None
     assert "run 2" in await repository.redeliver(delivery[1])
@@ -100,14 +100,14 @@ async def test_redelivery_is_identical(hub: Hub, repository: Repository) -> None
 
 async def test_the_pusher_is_told_of_a_refusal(hub: Hub, repository: Repository) -> None:
     repository.install_hook(hub.url, "another secret", "git://127.0.0.1:1/waypoint.git")
-    said = await repository.push("main")
+    said = await repository.push("main:side")
     assert said[0].startswith("Hubflow refused this push (401): the signature")
     assert hub.heard == []
 
 
 async def test_the_pusher_is_told_that_nobody_answers(repository: Repository) -> None:
     repository.install_hook("http://127.0.0.1:1/hooks", SECRET, "git://127.0.0.1:1/waypoint.git")
-    said = await repository.push("main")
+    said = await repository.push("main:side")
     assert "does not answer" in said[0]
     assert "--redeliver" in said[0]
 
@@ -119,9 +119,7 @@ def test_the_secret_is_for_its_owner_only(repository: Repository) -> None:
     assert json.loads(settings.read_text())["secret"] == SECRET
 
 
-async def test_jobs_clone_from_the_server(hub: Hub, repository: Repository, tmp_path: Path) -> None:
-    repository.install_hook(hub.url, SECRET, "")
-    await repository.push("main")
+async def test_jobs_clone_from_the_server(repository: Repository, tmp_path: Path) -> None:
     async with git_server(repository.bare.parent, "127.0.0.1") as port:
         address = f"git://127.0.0.1:{port}/waypoint.git"
         for number in range(3):
