@@ -1,6 +1,6 @@
 """Containers on any Docker-compatible engine, local or remote; no path of the engine's host is ever named.
 
-An attempt costs four calls up to its end (create, copy in, start, copy the result out) and one to remove it. The wrapper
+An attempt costs four calls up to its end (create, copy in, start, read the result) and two to remove it. The wrapper
 comes from a volume that is filled once; the job document is copied in, so it is neither in the environment nor in the
 engine's description of the container. Everything that must survive us is in the engine: names, labels, logs.
 
@@ -158,7 +158,7 @@ class DockerRuntime:
             found = await self._starter.find(name)
 
     async def _read_log(self, identity: str, offset: int, *, follow: bool) -> AsyncIterator[bytes]:
-        query = {"stdout": "1", "stderr": "1", "follow": "1" if follow else "0"}
+        query = {"stdout": "1", "stderr": "0", "follow": "1" if follow else "0"}
         try:
             async with self._engine.request(
                 "GET", f"/containers/{identity}/logs", query=query, timeout=None

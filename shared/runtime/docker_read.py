@@ -9,7 +9,7 @@ from typing import Any
 
 from shared.errors import TemporaryError
 from shared.runtime import docker_body as body
-from shared.runtime.engine import Engine, EngineError
+from shared.runtime.engine import Engine, EngineError, demultiplexed
 from shared.runtime.protocol import Observation, Phase
 from shared.runtime.results import RESULT_LIMIT, finished, moment
 from shared.states import Reason
@@ -95,20 +95,22 @@ class Reader:
         )
 
     async def _result(self, identity: str) -> dict[str, Any] | None:
-        """The result document; None if there is none, or none that can be believed (the job may write there, too)."""
+        """The result document; None if there is none."""
+        # A job's last output may still be logged after the result; only then all of it is gone through.
+        return await self._result_within(identity, str(body.RESULT_TAIL)) or await self._result_within(identity, "all")
+
+    async def _result_within(self, identity: str, tail: str) -> dict[str, Any] | None:
+        query = {"stdout": "0", "stderr": "1", "tail": tail}
+        words = b""
         try:
-            query = {"path": body.RESULT}
-            archive = await self._engine.read(f"/containers/{identity}/archive", RESULT_LIMIT + 65536, query=query)
+            async with self._engine.request("GET", f"/containers/{identity}/logs", query=query) as response:
+                async for chunk in demultiplexed(response):
+                    words = (words + chunk)[-RESULT_LIMIT - 65536 :]
         except EngineError as error:
             if error.status in {404, 409}:
                 return None
             raise TemporaryError(f"the engine cannot read the result of {identity[:12]}: {error}") from error
-        content = body.file_in(archive) if archive is not None else None
-        try:
-            result = json.loads(content or b"")
-        except ValueError:
-            return None
-        return result if isinstance(result, dict) else None
+        return body.result_in(words)
 
 
 def living(name: str, identity: str, labels: Mapping[str, str], *, created: bool) -> Observation:

@@ -74,11 +74,12 @@ class Watcher:
     def of(self, name):
         return [observation for observation in self.told if observation.name == name]
 
-    async def until(self, name, phase, timeout=20.0):
+    async def until(self, name, phase=None, timeout=20.0):
+        """The first observation of this phase (None: of any)."""
         async with asyncio.timeout(timeout), self._changed:
             while True:
                 for observation in self.of(name):
-                    if observation.phase is phase:
+                    if phase in {None, observation.phase}:
                         return observation
                 if self._task.done():
                     self._task.result()
@@ -320,7 +321,7 @@ async def test_t31_stop_and_start_at_the_same_time_end_stopped(runtime, watcher)
     names = [new_name() for _ in range(6)]
     for name in names:
         start = asyncio.create_task(runtime.start(spec(name, "sleep 60")))
-        await watcher.until(name, Phase.PENDING)
+        await watcher.until(name)
         await runtime.stop(name, 5)
         await start
     for name in names:
