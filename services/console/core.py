@@ -152,11 +152,12 @@ def decision_view(about: Any, stage: str) -> dict[str, Any]:
 
 
 def _message(about: Any, inputs: Mapping[str, Any]) -> str:
-    """The stage's own words; as written, if they refer to what only jobs know."""
+    """The stage's own words; as written, if they refer to what is not there (yet)."""
     text = str((about["stage"].get("pause") or {}).get("message") or "")
     trigger = about["trigger"]
     context = {
-        "inputs": inputs, "git": trigger.get("git") or {}, "workflow": {"name": about["workflow"], "version": about["version"]},
+        "inputs": inputs, "git": trigger.get("git") or {}, "jobs": about["jobs"] or {},
+        "workflow": {"name": about["workflow"], "version": about["version"]},
         "run": {"id": str(about["id"]), "number": about["number"]},
         "trigger": {"type": trigger.get("type"), "actor": trigger.get("by"), "delivery": trigger.get("delivery")},
     }  # fmt: skip

@@ -13,7 +13,10 @@ SELECT r.id, r.number, r.tenant, r.workflow, r.version, r.state AS run_state, r.
     v.document->'inputs' AS declared_inputs,
     (SELECT s.state FROM stages s WHERE s.run = r.id AND s.name = $2) AS state,
     (SELECT jsonb_build_object('action', d.action, 'by', d.by, 'comment', d.comment, 'at', d.at)
-        FROM decisions d WHERE d.run = r.id AND d.stage = $2) AS decision
+        FROM decisions d WHERE d.run = r.id AND d.stage = $2) AS decision,
+    (SELECT jsonb_object_agg(j.name, jsonb_build_object('state', j.state, 'outputs', coalesce(o.outputs, '{}')))
+        FROM jobs j LEFT JOIN attempt_outcomes o ON o.run = coalesce(j.carried_from, j.run) AND o.job = j.name
+            AND o.state = 'succeeded' WHERE j.run = r.id) AS jobs
 FROM runs r JOIN workflow_versions v ON v.tenant = r.tenant AND v.workflow = r.workflow AND v.version = r.version
 WHERE r.id = $1
 """
