@@ -1,0 +1,49 @@
+# Each target installs what it needs into this folder, says what it does, and is quick the second time.
+# As root on Debian, `make test` also installs the servers that the tests start.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo up down test test-quick check wrapper lock clean format
+VENV := .venv/installed
+WRAPPER := wrapper/bin/hubflow-wrapper-linux-amd64
+
+help:  ## this list
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  T=tests/unit K=quota     choose tests by path and by name"
+	@echo "  PYTHON=python3.13        choose the Python that .venv is made with"
+
+##@ See it
+demo: $(VENV) $(WRAPPER)  ## a real project is built, tested, approved and delivered
+	.venv/bin/hubflow demo
+up: $(VENV) $(WRAPPER)  ## start everything and leave it running; prints the console's address
+	.venv/bin/hubflow dev --detach
+down: $(VENV)  ## stop what `make up` has started
+	.venv/bin/hubflow dev --stop
+
+##@ Work on it
+test: $(VENV) $(WRAPPER)  ## all tests, with real RabbitMQ, PostgreSQL, S3, registry and dockerd (minutes)
+	@scripts/packages.sh servers
+	@T="$(T)" K="$(K)" X="$(X)" scripts/test.sh all
+test-quick: $(VENV) $(WRAPPER)  ## tests that need no server but the embedded ones (under a minute)
+	@T="$(T)" K="$(K)" X="$(X)" scripts/test.sh quick
+check: $(VENV)  ## ruff, mypy, import contracts, go vet, generated files (seconds)
+	@scripts/check.sh
+format: $(VENV)  ## put the code into shape
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+##@ Parts of it
+wrapper: $(WRAPPER)  ## build CommandWrapper for linux amd64 and arm64 into wrapper/bin
+lock: $(VENV)  ## write requirements/*.txt anew from pyproject.toml (UPGRADE=1: newest versions)
+	@UPGRADE="$(UPGRADE)" scripts/lock.sh
+clean:  ## remove what was built or installed here; keeps .hubflow, the data of `make up`
+	rm -rf .venv build wrapper/bin *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV): requirements/dev.txt pyproject.toml
+	@scripts/venv.sh
+$(WRAPPER): $(wildcard wrapper/*.go wrapper/go.mod wrapper/go.sum) | $(VENV)
+	@scripts/wrapper.sh

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Runs the tests.  scripts/test.sh all|quick   T=path K=expression choose some; X=options for pytest
+set -euo pipefail
+cd "$(dirname "$0")/.."
+which=$1
+chosen=${T:-tests}
+options=()
+[ -z "${K:-}" ] || options+=(-k "$K")
+if [ "$which" = quick ]; then
+  options+=(-m "not servers" -q)
+else
+  # Tests of the same slow server stay together on one worker.
+  [ -n "${T:-}${K:-}" ] || options+=(-n 2 --dist loadgroup)
+  options+=(--durations 10)
+fi
+if [ -z "${T:-}${K:-}" ] && [ -e wrapper/go.mod ]; then
+  echo "test: go test in wrapper/"
+  go=$(scripts/go.sh)
+  tags=()
+  (cd wrapper && GOTOOLCHAIN=local "$go" mod download) 2>/dev/null || tags=(-tags nozstd)
+  short=()
+  [ "$which" = all ] || short=(-short)
+  (cd wrapper && GOTOOLCHAIN=local "$go" test "${tags[@]}" "${short[@]}" ./...)
+fi
+echo "test: pytest ${options[*]} $chosen"
+# shellcheck disable=SC2086
+exec .venv/bin/python -m pytest "${options[@]}" ${X:-} $chosen

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Makes .venv with everything to run, test and check Hubflow. pip is used and not something faster, because it honours the
+# proxies, certificates and mirrors that people have set up for it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+usable() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; }
+
+find_python() {
+  local name
+  for name in ${PYTHON:-python3.14 python3.13 python3.12 python3.11 python3}; do
+    if command -v "$name" >/dev/null && usable "$name"; then
+      echo "$name"
+      return
+    fi
+  done
+  echo "venv: no Python 3.11 to 3.14 found: install one, or name it: make PYTHON=/path/to/python" >&2
+  return 1
+}
+
+if ! usable .venv/bin/python; then
+  python=$(find_python)
+  if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    scripts/packages.sh "python$version-venv"
+    "$python" -c 'import ensurepip, venv' || { echo "venv: install the package python$version-venv" >&2; exit 1; }
+  fi
+  echo "venv: making .venv with $("$python" --version)"
+  "$python" -m venv --clear .venv
+fi
+usable_pip() { .venv/bin/python -m pip --version >/dev/null 2>&1; }
+usable_pip || .venv/bin/python -m ensurepip >/dev/null
+echo "venv: installing the packages of requirements/dev.txt (the first time takes a minute)"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+touch .venv/installed
