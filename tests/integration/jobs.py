@@ -97,7 +97,10 @@ class House:
             run, _ = await create_run(tx, NewRun(TENANT, model.name, 1, trigger or {"type": "api"}, inputs or {}))
             for index, stage in enumerate(model.stages):
                 await tx.connection.execute(
-                    "INSERT INTO stages (run, position, name, state) VALUES ($1, $2, $3, 'waiting')", run, index, stage.name
+                    "INSERT INTO stages (run, position, name, state) VALUES ($1, $2, $3, 'waiting')",
+                    run,
+                    index,
+                    stage.name,
                 )
             for index, (stage, job) in enumerate(model.jobs()):
                 await tx.connection.execute(
@@ -109,7 +112,10 @@ class House:
     async def ready(self, run: uuid.UUID, job: str, attempt: int = 1) -> JobReady:
         """What the scheduler does when an attempt may start."""
         stage = await self.database.fetchval(
-            "UPDATE jobs SET state = 'ready', attempt = $3 WHERE run = $1 AND name = $2 RETURNING stage", run, job, attempt
+            "UPDATE jobs SET state = 'ready', attempt = $3 WHERE run = $1 AND name = $2 RETURNING stage",
+            run,
+            job,
+            attempt,
         )
         event = JobReady(tenant=TENANT, run=run, stage=stage, job=job, attempt=attempt)
         async with self.database.transaction() as tx:

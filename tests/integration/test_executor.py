@@ -307,7 +307,9 @@ async def test_run_flow_starts_another_workflow_once(house: House) -> None:
         await on_job_ready(ready, executor_of(house))
     outcome = await house.outcome(ready)
     assert outcome["state"] == "succeeded", outcome["message"]
-    runs = await house.database.fetch("SELECT id FROM runs WHERE workflow = 'simple' AND trigger ->> 'type' = 'run_flow'")
+    runs = await house.database.fetch(
+        "SELECT id FROM runs WHERE workflow = 'simple' AND trigger ->> 'type' = 'run_flow'"
+    )
     assert [str(row["id"]) for row in runs] == [outcome["outputs"]["RUN"]]
     assert len(await house.told(runs[0]["id"], RunCreated)) == 1
 
@@ -357,4 +359,3 @@ async def test_a_start_costs_little_beyond_the_spawn(house: House) -> None:
         whole.append(time.perf_counter() - begin)
     beyond = sorted(a - b for a, b in zip(whole, spawns, strict=True))
     assert beyond[len(beyond) // 2] < 0.03, beyond  # generous: this machine is shared
-
