@@ -286,6 +286,22 @@ class TenantQuotaChanged(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SubscriptionChanged(Event):
+    """A tenant's events go elsewhere, or nowhere. Told by console, heard by every process of notifier: looks again."""
+
+    TYPE: ClassVar[str] = "subscription.changed"
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubscriptionTested(Event):
+    """Somebody wants to see a delivery. Told by console, heard by notifier: delivers it, whatever types are wanted."""
+
+    TYPE: ClassVar[str] = "subscription.tested"
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryFailed(Event):
     """A webhook was given up after its last try. Told by notifier, heard by operators."""
 
@@ -301,7 +317,7 @@ EVENTS: dict[str, type[Event]] = {
         RunCreated, RunCancelRequested, RunRunning, RunPaused, RunCancelling, RunFinished,
         StageRunning, StageDecided, StageFinished,
         JobReady, JobStopRequested, JobSubmitted, JobRunning, JobFinished, JobRetrying, JobEnded, JobLogStored,
-        WorkflowApplied, TenantQuotaChanged, DeliveryFailed,
+        WorkflowApplied, TenantQuotaChanged, SubscriptionChanged, SubscriptionTested, DeliveryFailed,
     )
 }  # fmt: skip
 """All types by their name on the wire."""

@@ -7,6 +7,7 @@ import json
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import pydantic
 from aiohttp import web
@@ -85,6 +86,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, frozenset | set | tuple):
         return sorted(value)
     return str(value)
+
+
+def quoted(part: str) -> str:
+    """A name as one part of a path."""
+    return quote(part, safe="")
 
 
 def reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from services.console.routes import decisions, runs, tenants, workflows
+from services.console.routes import (
+    artifacts,
+    decisions,
+    description,
+    logs,
+    operation,
+    runs,
+    subscriptions,
+    tenants,
+    workflows,
+)
 from shared.api import Endpoint
 
 ENDPOINTS: tuple[Endpoint, ...] = (
@@ -10,4 +20,9 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *workflows.ENDPOINTS,
     *runs.ENDPOINTS,
     *decisions.ENDPOINTS,
+    *logs.ENDPOINTS,
+    *artifacts.ENDPOINTS,
+    *subscriptions.ENDPOINTS,
+    *operation.ENDPOINTS,
+    *description.ENDPOINTS,
 )

@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import msgpack
+from prometheus_client import Gauge
 
 TOPICS = ("*.run.#", "*.stage.#", "*.job.#", "*.log.#")
 FALLBACK_SECONDS = 1.0
+
+_READERS = Gauge("hubflow_console_readers", "Requests that wait for news of a run or follow a log")
 
 
 class Watch:
@@ -50,9 +53,11 @@ class Changes:
         """Inside, `Watch.wait` returns at events of `types` (`run.finished`; `log`: nudges about logs), or at all."""
         watch, key = Watch(frozenset(types)), str(run)
         self._watches.setdefault(key, set()).add(watch)
+        _READERS.inc()
         try:
             yield watch
         finally:
+            _READERS.dec()
             watches = self._watches[key]
             watches.discard(watch)
             if not watches:
@@ -72,10 +77,6 @@ class Changes:
         for watches in self._watches.values():
             for watch in watches:
                 watch.wake()
-
-    @property
-    def watchers(self) -> int:
-        return sum(len(watches) for watches in self._watches.values())
 
 
 def _subject(topic: str, body: bytes) -> tuple[str, str]:

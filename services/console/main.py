@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from services.console.config import ConsoleSettings
 from services.console.context import Context
 from services.console.handlers import ENDPOINTS
 from services.console.live import TOPICS, Changes
+from services.console.proxy import proxy_endpoints
 from services.console.store.tenants import ensure_operator_token
 from shared.api import routes
 from shared.service import Host, Parts, Service
@@ -30,7 +31,11 @@ async def _open(host: Host, settings: ConsoleSettings) -> AsyncIterator[Parts]:
         finally:
             changes.close()
 
-    yield Parts(routes=routes(ENDPOINTS, context), tasks={"readers": end_waiting_when_stopped})
+    async with AsyncExitStack() as stack:
+        endpoints = ENDPOINTS
+        if settings.trigger_url:
+            endpoints += await stack.enter_async_context(proxy_endpoints(settings.trigger_url))
+        yield Parts(routes=routes(endpoints, context), tasks={"readers": end_waiting_when_stopped})
 
 
-SERVICE = Service(name="console", open=_open, settings=ConsoleSettings)
+SERVICE = Service(name="console", open=_open, settings=ConsoleSettings, needs=frozenset({"objects"}))

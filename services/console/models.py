@@ -288,3 +288,121 @@ class JobView(JobBrief):
     outputs: dict[str, Any]
     component: str
     attempts: list[Attempt]
+
+
+# ---------------------------------------------------------------- logs and artifacts
+
+
+class LogQuery(Body):
+    """Which part of a log. Also understood: the header `Range: bytes=FROM-TO`."""
+
+    attempt: int | None = pydantic.Field(None, ge=1, description="default: the newest")
+    offset: int = pydantic.Field(0, ge=0, description="first byte")
+    tail: int | None = pydantic.Field(None, ge=1, description="only so many bytes of the end")
+    follow: bool = pydantic.Field(False, description="go on until the log is complete")
+
+
+class AttemptQuery(Body):
+    attempt: int | None = pydantic.Field(None, ge=1, description="default: the newest that has it")
+
+
+class Artifact(pydantic.BaseModel):
+    """A tar archive (zstd or gzip) that a job has kept. `url`: where to get it."""
+
+    job: str
+    name: str
+    attempt: int
+    bytes: int
+    sha256: str
+    files: int
+    created_at: datetime
+    url: str
+
+
+class ArtifactList(pydantic.BaseModel):
+    items: list[Artifact]
+
+
+# ---------------------------------------------------------------- operation
+
+
+class AuditEntry(pydantic.BaseModel):
+    id: uuid.UUID
+    at: datetime
+    actor: str
+    action: str
+    subject: str
+    details: dict[str, Any]
+
+
+class DeadEvent(pydantic.BaseModel):
+    """A message that a service could not handle. `event`: its fields, null if it is none of ours."""
+
+    id: uuid.UUID
+    queue: str
+    topic: str
+    reason: str
+    tries: int
+    event: dict[str, Any] | None
+
+
+class DeadQuery(Body):
+    limit: int = pydantic.Field(100, ge=1, le=1000)
+
+
+class DeadEvents(pydantic.BaseModel):
+    items: list[DeadEvent]
+
+
+class Replay(Body):
+    ids: list[uuid.UUID] = pydantic.Field(min_length=1, max_length=1000)
+
+
+class Replayed(pydantic.BaseModel):
+    replayed: list[uuid.UUID]
+
+
+# ---------------------------------------------------------------- webhooks to customers
+
+
+class NewSubscription(Body):
+    """Where a tenant's events go. There is one subscription for each tenant."""
+
+    url: str = pydantic.Field(min_length=1, max_length=2000)
+    types: list[str] = pydantic.Field([], description="event types; empty: all of runs, stages and jobs", max_length=50)
+    enabled: bool = True
+
+
+class Subscription(pydantic.BaseModel):
+    id: uuid.UUID
+    url: str
+    types: list[str]
+    enabled: bool
+    created_at: datetime
+
+
+class ShownSubscription(Subscription):
+    """`secret`: what deliveries are signed with (Standard Webhooks); shown when it is made, else null."""
+
+    secret: str | None
+
+
+class Delivery(pydantic.BaseModel):
+    """One event to one endpoint. `last_status`: HTTP status of the last try, null if there was no answer."""
+
+    id: uuid.UUID
+    event: uuid.UUID
+    type: str
+    state: Literal["waiting", "delivered", "failed"]
+    tries: int
+    next_try_at: datetime | None
+    last_status: int | None
+    last_error: str
+    created_at: datetime
+    finished_at: datetime | None
+
+
+class TestedSubscription(pydantic.BaseModel):
+    """The event that was told; its delivery appears in the list of deliveries."""
+
+    event: uuid.UUID

@@ -32,8 +32,8 @@ label {{ display: block; margin-top: 1rem }}
 input, textarea {{ width: 100%; box-sizing: border-box; font: inherit; padding: .4rem }}
 button {{ font: inherit; padding: .6rem 1.4rem; margin: 1.2rem .8rem 0 0; border-radius: .4rem; border: 2px solid;
   cursor: pointer }}
-button.first {{ background: #14532d; border-color: #14532d; color: #fff }}
-button.first.cancel {{ background: #7f1d1d; border-color: #7f1d1d }}
+button {{ background: #14532d; border-color: #14532d; color: #fff }}
+button.cancel {{ background: #7f1d1d; border-color: #7f1d1d }}
 button:focus-visible, input:focus-visible, textarea:focus-visible {{ outline: 3px solid #2563eb; outline-offset: 2px }}
 </style>
 </head>
@@ -52,12 +52,11 @@ _TITLES = {
 }  # fmt: skip
 
 
-def question(about: Mapping[str, Any], action: str) -> str:
-    """Who asks for what, and the buttons; the one that the link is for comes first. `about`: see `core.decision_view`."""
+def question(about: Mapping[str, Any], action: str, other: str) -> str:
+    """Who asks for what, and the button of this link. `about`: see `core.decision_view`; `other`: token of the other link."""
     facts = "\n".join(
         f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in about["facts"].items() if value
     )
-    other = "cancel" if action == "approve" else "approve"
     message = f"<p>{escape(about['message'])}</p>" if about["message"] else ""
     body = f"""<h1>{escape(about["title"])}</h1>
 {message}
@@ -69,9 +68,9 @@ def question(about: Mapping[str, Any], action: str) -> str:
 <input id="name" name="name" maxlength="100" autocomplete="name">
 <label for="comment">Comment (optional)</label>
 <textarea id="comment" name="comment" rows="3" maxlength="1000"></textarea>
-<button class="first {action}" name="action" value="{action}">{_LABELS[action]}</button>
-<button name="action" value="{other}">{_LABELS[other]}</button>
-</form>"""
+<button class="{action}">{_LABELS[action]}</button>
+</form>
+<p><a href="{escape(other)}">{_LABELS["cancel" if action == "approve" else "approve"]} instead</a></p>"""
     return _PAGE.format(title=escape(about["title"]), body=body)
 
 

@@ -7,7 +7,7 @@ A link shows a page with buttons, because mail scanners and chat previews open l
 from __future__ import annotations
 
 import uuid
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from aiohttp import web
@@ -28,6 +28,8 @@ from shared.states import FINAL_RUN_STATES, FINAL_STAGE_STATES, RunState
 
 LONGEST_COMMENT = 1000
 LONGEST_NAME = 100
+OTHER_LINK_LIVES = timedelta(hours=1)
+"""Whoever holds one link of a stage is shown the other: both were given out together."""
 
 
 async def decide_stage(call: Call, context: Context) -> web.Response:
@@ -107,7 +109,10 @@ async def open_link(call: Call, context: Context) -> web.Response:
         direct = ((about["stage"].get("pause") or {}).get("links")) == "direct"
         if direct and call.request.method == "GET" and not _is_preview(call.request):
             return await _decide_by_link(context, run, stage, action, "link", "")
-        return _page(200, pages.question(core.decision_view(about, stage), action))
+        other = "cancel" if action == "approve" else "approve"
+        expires = context.clock.now() + OTHER_LINK_LIVES
+        sibling = context.vault.sign_link("decision", f"{run}:{stage}:{other}", expires)
+        return _page(200, pages.question(core.decision_view(about, stage), action, sibling))
     except UserError as error:
         return _page(error.status, pages.answer(error.code, str(error)))
 
@@ -116,23 +121,20 @@ async def decide_by_link(call: Call, context: Context) -> web.Response:
     """The button of that page."""
     try:
         run, stage, action = _read_link(call, context)
-        pressed, name, comment = await _form(call.request)
+        name, comment = await _form(call.request)
         by = f"link (says: {' '.join(name.split())[:LONGEST_NAME]})" if name else "link"
-        return await _decide_by_link(context, run, stage, pressed or action, by, comment[:LONGEST_COMMENT])
+        return await _decide_by_link(context, run, stage, action, by, comment[:LONGEST_COMMENT])
     except UserError as error:
         return _page(error.status, pages.answer(error.code, str(error)))
 
 
-async def _form(request: web.Request) -> tuple[str, str, str]:
-    """(button pressed or "", name, comment)."""
+async def _form(request: web.Request) -> tuple[str, str]:
+    """(name, comment), as typed."""
     try:
         form = await request.post()
     except (ValueError, LookupError):
         raise UserError("the form cannot be read", code="invalid-body") from None
-    pressed, name, comment = (str(form.get(key, "")).strip() for key in ("action", "name", "comment"))
-    if pressed not in {"", "approve", "cancel"}:
-        raise UserError(f"{pressed[:40]!r} is neither approve nor cancel", code="invalid-body")
-    return pressed, name, comment
+    return str(form.get("name", "")).strip(), str(form.get("comment", "")).strip()
 
 
 async def _decide_by_link(

@@ -163,3 +163,12 @@ async def cancelled_by(tx: Transaction, run: uuid.UUID) -> Any | None:
         "SELECT actor, at, details FROM audit WHERE action = 'run.cancel' AND subject = $1 ORDER BY id LIMIT 1",
         str(run),
     )
+
+
+async def artifacts(database: Database, run: uuid.UUID) -> list[Any]:
+    """Artifacts of all attempts, by job and name, newest attempt first."""
+    return await database.fetch(
+        "SELECT job, name, attempt, bytes, sha256, files, object_key, index_key, created_at FROM artifacts WHERE run = $1 "
+        "ORDER BY job, name, attempt DESC",
+        run,
+    )
