@@ -28,12 +28,19 @@ type childEnd struct {
 }
 
 // startChild starts the command and returns once it has been executed (or could not be).
-func startChild(path string, args, env []string, sink *copier) (*child, error) {
-	null, err := openNull()
-	if err != nil {
-		return nil, err
+func startChild(path string, args, env []string, passStdin bool, sink *copier) (*child, error) {
+	if passStdin && isTerminal(os.Stdin) && isTerminal(os.Stdout) {
+		return startInteractive(path, args, env)
 	}
-	defer null.Close()
+	input := os.Stdin
+	if !passStdin {
+		null, err := openNull()
+		if err != nil {
+			return nil, err
+		}
+		defer null.Close()
+		input = null
+	}
 	reader, writer, err := outputPipe()
 	if err != nil {
 		return nil, err
@@ -45,7 +52,7 @@ func startChild(path string, args, env []string, sink *copier) (*child, error) {
 	}
 	attributes := &syscall.ProcAttr{
 		Env:   env,
-		Files: []uintptr{null.Fd(), writer.Fd(), writer.Fd()},
+		Files: []uintptr{input.Fd(), writer.Fd(), writer.Fd()},
 		// Should the wrapper be killed outright, the child must not go on unseen.
 		Sys: &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL},
 	}
@@ -60,6 +67,21 @@ func startChild(path string, args, env []string, sink *copier) (*child, error) {
 		sink.copy(reader)
 	}()
 	return c, nil
+}
+
+// startInteractive hands the terminal itself to the child, whose group becomes the foreground one, so that shells with job
+// control, editors and Ctrl-C work. Nothing passes through us then: outputs come by HUBFLOW_OUTPUT only.
+func startInteractive(path string, args, env []string) (*child, error) {
+	c := &child{exited: make(chan syscall.WaitStatus, 1), reaped: make(chan struct{}), drained: make(chan struct{})}
+	close(c.drained)
+	attributes := &syscall.ProcAttr{
+		Env:   env,
+		Files: []uintptr{0, 1, 2},
+		Sys:   &syscall.SysProcAttr{Foreground: true, Ctty: 0, Pdeathsig: syscall.SIGKILL},
+	}
+	started := make(chan error, 1)
+	go c.startAndReap(path, args, attributes, started)
+	return c, <-started
 }
 
 // startAndReap lives on one thread, because the parent-death signal fires at the death of the thread that forked. It collects

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"debug/elf"
 	"errors"
 	"fmt"
 	"os"
@@ -134,24 +133,16 @@ func missingInterpreter(path string) string {
 		}
 		return fmt.Sprintf("its interpreter %q is not in the image.%s Install it, or change the first line of the script", strings.TrimRight(line, "\r"), carriage)
 	}
-	if file, err := elf.Open(path); err == nil {
-		defer file.Close()
-		for _, program := range file.Progs {
-			if program.Type == elf.PT_INTERP {
-				loader := make([]byte, min(program.Filesz, 256))
-				_, _ = program.ReadAt(loader, 0)
-				return fmt.Sprintf("its loader %s is not in the image: it was built for another C library (glibc or musl). Use an image of the same kind, or build it statically", bytes.TrimRight(loader, "\x00"))
-			}
-		}
+	if header, ok := readProgramHeader(path); ok && header.loader != "" {
+		return fmt.Sprintf("its loader %s is not in the image: it was built for another C library (glibc or musl). Use an image of the same kind, or build it statically", header.loader)
 	}
 	return "a file that it needs to start is not in the image"
 }
 
 // wrongFormat explains a file that the kernel does not take for a program.
 func wrongFormat(path string) string {
-	if file, err := elf.Open(path); err == nil {
-		defer file.Close()
-		return fmt.Sprintf("it is built for %s, this machine is %s. Use an image for this platform, or one for several (docker buildx build --platform)", machineName(file.Machine), runtime.GOARCH)
+	if header, ok := readProgramHeader(path); ok {
+		return fmt.Sprintf("it is built for %s, this machine is %s. Use an image for this platform, or one for several (docker buildx build --platform)", header.machine, runtime.GOARCH)
 	}
 	head := make([]byte, 2)
 	if file, err := os.Open(path); err == nil {
@@ -162,20 +153,6 @@ func wrongFormat(path string) string {
 		}
 	}
 	return fmt.Sprintf("it is neither a program nor a script with a first line like #!/bin/sh. Add that line, or start it as: sh %s", path)
-}
-
-func machineName(machine elf.Machine) string {
-	switch machine {
-	case elf.EM_X86_64:
-		return "amd64"
-	case elf.EM_AARCH64:
-		return "arm64"
-	case elf.EM_386:
-		return "386"
-	case elf.EM_ARM:
-		return "arm"
-	}
-	return machine.String()
 }
 
 // shebang returns the interpreter named on the first line.

@@ -34,6 +34,8 @@ type Job struct {
 	Save            []SaveSpec        `json:"save"`
 	Traceparent     string            `json:"traceparent"`
 
+	// Stdin is "null" (or "": an empty stdin) or "pass" (the wrapper's own; with a terminal, for interactive use).
+	Stdin string `json:"stdin"`
 	// ArchiveLimits bounds what an archive may become when unpacked; zeros mean the defaults in unpack.go.
 	ArchiveLimits ArchiveLimits `json:"archive_limits"`
 	// CAFile names a PEM file of further roots to trust, for images without any (scratch). "" = the image's own.
@@ -186,6 +188,9 @@ func (job *Job) validate() error {
 	}
 	if job.ResultPath == "" {
 		fault("result_path is empty: the runtime must name a file")
+	}
+	if job.Stdin != "" && job.Stdin != "null" && job.Stdin != "pass" {
+		fault(`stdin must be "null" or "pass"`)
 	}
 	if job.TimeoutSeconds < 0 || job.GraceSeconds < 0 {
 		fault("timeout_s and grace_s must not be negative (0 = none)")

@@ -79,7 +79,7 @@ func parseOutputFile(data []byte, set *outputSet) (warnings []string) {
 				warn(number, "the text of %s is not ended by a line %q; it was ignored, and all after it", key, marker)
 				return warnings
 			}
-			set.set(key, strings.Join(lines[i+1:end], "\n"), 0)
+			set.set(key, strings.Join(withoutReturns(lines[i+1:end], lines[i]), "\n"), 0)
 			i = end
 			continue
 		}
@@ -94,6 +94,18 @@ func parseOutputFile(data []byte, set *outputSet) (warnings []string) {
 		warn(number, "expected KEY=VALUE or KEY<<MARKER (a key has letters, digits and underscores); the line was ignored")
 	}
 	return warnings
+}
+
+// withoutReturns drops the carriage returns of a here-document whose first line shows that the file has DOS line ends.
+func withoutReturns(lines []string, first string) []string {
+	if !strings.HasSuffix(first, "\r") {
+		return lines
+	}
+	bare := make([]string, len(lines))
+	for i, line := range lines {
+		bare[i] = strings.TrimSuffix(line, "\r")
+	}
+	return bare
 }
 
 // cutHereDocument recognises KEY<<MARKER, where the << comes before any =.

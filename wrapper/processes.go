@@ -122,3 +122,10 @@ func utimensat(fd int, name string, times *[2]syscall.Timespec, flags int) error
 	}
 	return nil
 }
+
+// isTerminal asks for terminal settings, which only terminals have.
+func isTerminal(file *os.File) bool {
+	var settings syscall.Termios
+	_, _, number := syscall.Syscall(syscall.SYS_IOCTL, file.Fd(), syscall.TCGETS, uintptr(unsafe.Pointer(&settings)))
+	return number == 0
+}

@@ -141,11 +141,11 @@ func saveFiles(job *Job, result *Result, do parts) {
 	result.Saved = append(result.Saved, saved...)
 	result.Warnings = append(result.Warnings, warnings...)
 	if err != nil {
-		outcome := outcomeSaveFailed
-		if do.stop() != 0 && errors.Is(err, context.Canceled) {
-			outcome = outcomeStopped
+		if do.stop() != 0 && errors.Is(err, context.Canceled) && result.succeeded() {
+			result.Outcome, result.Phase, result.Message = outcomeStopped, phaseSave, err.Error()
+			return
 		}
-		result.fail(outcome, phaseSave, err.Error())
+		result.fail(outcomeSaveFailed, phaseSave, err.Error())
 	}
 }
 
@@ -218,7 +218,7 @@ func (r *running) Run(job *Job, began func()) (childEnd, *outputSet, error) {
 	}
 	scanner := newOutputScanner(job.DeclaredOutputs, job.OutputLimits)
 	output := &copier{out: os.Stdout, scanner: scanner}
-	started, err := startChild(path, job.Command, env, output)
+	started, err := startChild(path, job.Command, env, job.Stdin == "pass", output)
 	if err != nil {
 		return childEnd{}, nil, explainStart(path, err)
 	}

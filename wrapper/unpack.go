@@ -21,9 +21,9 @@ import (
 // Defaults of archive_limits.
 const (
 	defaultMostBytes   = 256 << 30
-	defaultMostEntries = 2_000_000
+	defaultMostEntries = 1_000_000
 	defaultMostDepth   = 128
-	mostDirectories    = 300_000 // their modes and times are kept in memory until the end
+	mostNameBytes      = 32 << 20 // of directories and links, which are kept in memory until the end
 	mostPathBytes      = 4096
 )
 
@@ -54,6 +54,7 @@ type unpacker struct {
 	limits ArchiveLimits
 
 	entries, files, bytes int64
+	kept                  int64           // bytes of names in the fields below
 	directories           []madeDirectory // their modes and times are set last
 	known                 map[string]bool // directories that exist
 	symlinks              []string
@@ -253,8 +254,8 @@ func (u *unpacker) makeDirectories(name string) error {
 	if err := u.makeDirectories(path.Dir(name)); err != nil {
 		return err
 	}
-	if len(u.known) > mostDirectories {
-		return refuse("it has more than %d directories", mostDirectories)
+	if err := u.keep(name); err != nil {
+		return err
 	}
 	err := u.root.Mkdir(name, 0o755)
 	if errors.Is(err, os.ErrExist) {
@@ -264,6 +265,16 @@ func (u *unpacker) makeDirectories(name string) error {
 		return u.cannot("make", name, err)
 	}
 	u.known[name] = true
+	return nil
+}
+
+// keep accounts for a name that is kept in memory.
+func (u *unpacker) keep(name string) error {
+	const overhead = 100
+	u.kept += int64(len(name)) + overhead
+	if u.kept > mostNameBytes {
+		return refuse("it has more directories and links than are sensible (%d entries so far)", u.entries)
+	}
 	return nil
 }
 
@@ -357,6 +368,9 @@ func modeOf(header *tar.Header) os.FileMode {
 func (u *unpacker) symlink(name string, header *tar.Header) error {
 	if !linkStaysInside(name, header.Linkname) {
 		return refuse("the link %.200q leads out of the target, to %.200q", name, header.Linkname)
+	}
+	if err := u.keep(name); err != nil {
+		return err
 	}
 	if err := u.parent.Symlink(header.Linkname, path.Base(name)); err != nil {
 		return u.cannot("make", name, err)
