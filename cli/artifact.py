@@ -27,7 +27,9 @@ COLUMNS = (
     Column("SHA256", "sha256", wide=True),
     Column("KEPT", lambda row: ago(row.get("created_at"))),
 )
-_ENDINGS = {b"\x28\xb5\x2f\xfd": ".tar.zst", b"\x1f\x8b": ".tar.gz"}
+_ZSTD = (b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18")
+"""First bytes of zstd; the second is a skippable frame, with which the wrapper begins (pzstd does so too)."""
+_ENDINGS = {**dict.fromkeys(_ZSTD, ".tar.zst"), b"\x1f\x8b": ".tar.gz"}
 """First bytes -> ending of the file."""
 
 
@@ -148,7 +150,7 @@ def _unpack(fresh: Path, folder: Path) -> Path:
 @contextmanager
 def _tar(path: Path) -> Iterator[tarfile.TarFile]:
     with path.open("rb") as file:
-        is_zstd = file.read(4) == b"\x28\xb5\x2f\xfd"
+        is_zstd = file.read(4) in _ZSTD
     if not is_zstd:
         with tarfile.open(path) as archive:
             yield archive

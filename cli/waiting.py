@@ -137,7 +137,9 @@ class LineScreen:
 
     def update(self, run: tree.Run) -> None:
         now = datetime.now(UTC)
-        self._tell("run", run, f"run {run['workflow']} #{run['number']}", now, run.get("created_at"))
+        over = run["state"] in tree.FINAL
+        if not over:
+            self._tell_run(run, now)
         for stage in run.get("stages") or ():
             if stage["state"] == "paused" and self._tell(
                 "stage " + stage["name"], stage, f"stage {stage['name']}", now, None
@@ -145,6 +147,11 @@ class LineScreen:
                 self._say("\n".join(f"    {hint}" for hint in pause_hints(run, stage)))
         for job in tree.jobs(run):
             self._tell("job " + job["name"], job, f"{job['stage']} / {job['name']}", now, job.get("started_at"))
+        if over:
+            self._tell_run(run, now)
+
+    def _tell_run(self, run: tree.Run, now: datetime) -> None:
+        self._tell("run", run, f"run {run['workflow']} #{run['number']}", now, run.get("created_at"))
 
     def log(self, job: str, line: str) -> None:
         self._say(f"{plain(job)} | {line}")
@@ -153,7 +160,8 @@ class LineScreen:
 
     def _tell(self, key: str, part: Any, title: str, now: datetime, start: Any) -> bool:
         state, notes = str(part["state"]), "  ".join(tree.notes(part))
-        if self._seen.get(key) == (state, notes) or (state == "waiting" and not notes):
+        unremarkable = state in {"waiting", "ready", "submitted"} and notes in {"", state}
+        if unremarkable or self._seen.get(key) == (state, notes):
             return False
         self._seen[key] = (state, notes)
         mark = tree.MARKS.get(state, "?")

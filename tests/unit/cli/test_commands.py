@@ -53,7 +53,7 @@ def test_examples_in_help_name_commands_and_options_that_exist():
     for words, command in ALL:
         for line in re.findall(r"hubflow [^\n&|`]*", command.epilog or ""):
             parts = line.split("   ")[0].split()
-            name = next(" ".join(parts[:size]) for size in (3, 2) if " ".join(parts[:size]) in known)
+            name = next(" ".join(parts[:size]) for size in (4, 3, 2) if " ".join(parts[:size]) in known)
             options = {opt for parameter in known[name].params for opt in (*parameter.opts, *parameter.secondary_opts)}
             for part in parts:
                 if part.startswith("-") and part != "-":
@@ -117,3 +117,9 @@ def test_the_table_and_the_modules_say_the_same():
         assert command is not None, path
         assert command.name == name
         assert short.endswith(".")
+
+
+def test_the_documentation_is_that_of_the_commands():
+    from cli.reference import main as reference
+
+    assert reference(check=True) == 0, "docs/cli.md is out of date: run `python -m cli.reference`"

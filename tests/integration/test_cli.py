@@ -1,0 +1,243 @@
+"""The command against all services in one process, on real PostgreSQL and S3, jobs as plain processes."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cli.dev import Dev, development
+from cli.failure import INTERRUPTED, RUN_CANCELLED, RUN_FAILED, UNREACHABLE
+
+GREET = """
+name: greet
+inputs:
+  WHO: {default: world}
+stages:
+  - name: hello
+    jobs:
+      - name: say
+        script: |
+          echo "hello $NAME"
+          mkdir -p out && echo kept > out/file
+          echo "[JOB_OUT] SAID = $NAME"
+        inputs: {NAME: "${{ inputs.WHO }}"}
+        artifacts: [{name: out, paths: [out]}]
+"""
+FAIL = "name: fail\nstages:\n  - name: s\n    jobs:\n      - name: bad\n        script: echo the reason; exit 3\n"
+SLEEP = "name: sleep\nstages:\n  - name: s\n    jobs:\n      - name: long\n        script: echo begun; sleep 60\n"
+GATE = (
+    "name: gate\nstages:\n  - name: ask\n    type: pause\n    jobs:\n      - name: j\n        script: echo waiting\n"
+    "  - name: after\n    jobs:\n      - name: k\n        script: echo went on\n"
+)
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+@dataclass
+class Place:
+    """A running Hubflow, and a folder below which commands find it."""
+
+    dev: Dev
+    folder: Path
+
+    async def start(self, *arguments: str, **more: object) -> asyncio.subprocess.Process:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("HUBFLOW_")}
+        pipe = asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "cli.main", *arguments, cwd=self.folder, stdin=pipe, stdout=pipe, stderr=pipe,
+            env=environment | {"PYTHONPATH": str(Path(__file__).parents[2])}, **more,
+        )  # fmt: skip
+
+    async def run(self, *arguments: str, stdin: str = "") -> Result:
+        """`hubflow ARGUMENTS...` to its end. No command may ever show a trace."""
+        process = await self.start(*arguments)
+        async with asyncio.timeout(60):
+            out, err = await process.communicate(stdin.encode())
+        result = Result(process.returncode or 0, out.decode(), err.decode())
+        assert "Traceback" not in result.err
+        return result
+
+    async def json(self, *arguments: str) -> object:
+        result = await self.run(*arguments, "-o", "json")
+        assert result.code == 0, result.err
+        return json.loads(result.out)
+
+    async def apply(self, text: str) -> None:
+        (self.folder / "flow.yml").write_text(text)
+        result = await self.run("workflow", "apply", "flow.yml")
+        assert result.code == 0, result.err
+
+
+@pytest.fixture(scope="session")
+async def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    async with development(folder / ".hubflow", runtime="process", throwaway=True) as dev:
+        yield Place(dev, folder)
+
+
+async def test_a_run_that_succeeds_with_its_log_outputs_and_artifact(place):
+    await place.apply(GREET)
+    result = await place.run("run", "start", "greet", "-i", "WHO=you", "--logs")
+    assert result.code == 0, result.err
+    assert "say | hello you" in result.out
+    assert "succeeded after" in result.out
+    assert (await place.run("run", "logs", "@latest", "say")).out.startswith("hello you\n")
+    shown = await place.json("run", "show", "@latest")
+    assert shown["state"] == "succeeded"
+    events = await place.json("events", "show", "@latest")
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    followed = await place.run("events", "@latest", "--follow")
+    assert "run.finished" in followed.out
+
+
+async def test_an_artifact_comes_as_a_file_or_unpacked(place):
+    await place.apply(GREET)
+    assert (await place.run("run", "start", "greet", "--wait")).code == 0
+    listed = await place.json("artifact", "list", "@latest")
+    assert [(each["job"], each["name"]) for each in listed] == [("say", "out")]
+    assert (await place.run("artifact", "get", "@latest", "out", "-x", "-o", "unpacked")).code == 0
+    assert [path.read_text() for path in (place.folder / "unpacked").rglob("file")] == ["kept\n"]
+    assert (await place.run("artifact", "get", "@latest", "say/out")).code == 0
+    assert len(list(place.folder.glob("out.tar.*"))) == 1
+    unknown = await place.run("artifact", "get", "@latest", "oot")
+    assert unknown.code == UNREACHABLE
+    assert "say/out" in unknown.err
+
+
+async def test_a_run_that_fails_shows_why_and_what_to_try(place):
+    await place.apply(FAIL)
+    result = await place.run("run", "start", "fail", "--wait")
+    assert result.code == RUN_FAILED
+    assert "  the reason" in result.out
+    assert "run retry" in result.out
+    assert (await place.run("run", "logs", "@latest", "--failed")).out == "the reason\n"
+    assert (await place.run("run", "retry", "@latest", "--wait")).code == RUN_FAILED
+
+
+async def test_a_run_that_is_cancelled_and_a_log_that_is_followed(place):
+    await place.apply(SLEEP)
+    started = await place.json("run", "start", "sleep")
+    number = str(started["number"])
+    follower = await place.start("run", "logs", number, "long", "-f")
+    async with asyncio.timeout(30):
+        assert await follower.stdout.readline() == b"begun\n"
+    watcher = await place.start("run", "watch", number)
+    assert (await place.run("run", "cancel", number, "--why", "enough")).code == 0
+    async with asyncio.timeout(30):
+        assert await watcher.wait() == RUN_CANCELLED
+        assert await follower.wait() == 0
+    again = await place.run("run", "cancel", number)
+    assert again.code == UNREACHABLE
+    assert "is over" in again.err
+
+
+async def test_a_pause_waits_for_a_decision(place):
+    await place.apply(GATE)
+    started = await place.json("run", "start", "gate")
+    number = str(started["number"])
+    watcher = await place.start("run", "watch", number)
+    async with asyncio.timeout(30):
+        while b"run approve" not in (line := await watcher.stdout.readline()):
+            assert line, "it ended without pausing"
+    assert (await place.run("run", "approve", number, "--comment", "fine")).code == 0
+    async with asyncio.timeout(30):
+        assert await watcher.wait() == 0
+    assert (await place.json("run", "show", number))["stages"][0]["decision"]["comment"] == "fine"
+    late = await place.run("run", "reject", number, "ask")
+    assert late.code == UNREACHABLE
+
+
+async def test_ctrl_c_leaves_the_run_alone_and_says_so(place):
+    await place.apply(SLEEP)
+    watcher = await place.start("run", "start", "sleep", "--wait", start_new_session=True)
+    async with asyncio.timeout(30):
+        while b"running" not in (line := await watcher.stdout.readline()):
+            assert line
+        os.killpg(watcher.pid, signal.SIGINT)
+        _, err = await watcher.communicate()
+    assert watcher.returncode == INTERRUPTED
+    assert b"The run goes on" in err
+    assert b"Traceback" not in err
+    assert (await place.run("run", "cancel", "@latest")).code == 0
+    await place.run("run", "watch", "@latest")
+
+
+async def test_workflows_are_compared_versioned_and_deleted(place):
+    await place.apply(FAIL.replace("name: fail", "name: versions"))
+    assert (await place.run("workflow", "diff", "flow.yml")).code == 0
+    assert "unchanged" in (await place.run("workflow", "apply", "flow.yml")).out
+    (place.folder / "flow.yml").write_text(FAIL.replace("name: fail", "name: versions").replace("exit 3", "exit 4"))
+    different = await place.run("workflow", "diff", "flow.yml")
+    assert different.code == RUN_FAILED
+    assert "+        script: echo the reason; exit 4" in different.out
+    assert "version 2" in (await place.run("workflow", "apply", "flow.yml")).out
+    assert "exit 3" in (await place.run("workflow", "show", "versions", "--version", "1")).out
+    assert (await place.run("workflow", "delete", "versions", "--yes")).code == 0
+    assert "versions" not in (await place.run("workflow", "list", "-o", "name")).out
+
+
+async def test_secrets_tokens_tenants_and_hooks(place):
+    assert (await place.run("secret", "set", "PASSWORD", "--from-stdin", stdin="geheim\n")).code == 0
+    assert (await place.run("secret", "list", "-o", "name")).out == "PASSWORD\n"
+    assert (await place.run("secret", "delete", "PASSWORD")).code == 0
+    made = await place.run("token", "create", "reader", "--scope", "read", "--expires", "1h")
+    assert made.out.startswith("hf_")
+    tokens = await place.json("token", "list")
+    assert [each["name"] for each in tokens] == ["reader"]
+    assert (await place.run("token", "revoke", tokens[0]["id"])).code == 0
+    assert (await place.run("tenant", "create", "acme", "--jobs", "3")).code == 0
+    assert (await place.run("tenant", "quota", "acme", "--cpu", "1.5", "--memory", "2Gi")).code == 0
+    quota = (await place.json("tenant", "show", "acme"))["quota"]
+    assert (quota["jobs"], quota["cpu_millis"], quota["memory_bytes"]) == (3, 1500, 2 << 30)
+    await place.apply(GREET)
+    assert "/hooks/dev/greet/github" in (await place.run("hook", "show", "greet")).out
+    assert (await place.run("events", "dead", "list")).code == 0
+    assert place.dev.url in (await place.run("version")).out
+
+
+async def test_what_the_server_refuses_is_a_sentence_with_a_hint(place):
+    await place.apply(GREET)
+    result = await place.run("run", "start", "gret")
+    assert result.code == UNREACHABLE
+    assert "did you mean 'greet'" in result.err
+    assert (await place.run("run", "show", "99999999")).code == UNREACHABLE
+
+
+async def test_the_second_start_is_quick_and_finds_everything(tmp_path):
+    async with development(tmp_path / ".hubflow", runtime="process", throwaway=True) as first:
+        assert first.first_start
+    began = time.monotonic()
+    async with development(tmp_path / ".hubflow", runtime="process", throwaway=True) as second:
+        taken = time.monotonic() - began
+        assert not second.first_start
+        assert (second.token, second.tenant) == (first.token, first.tenant)
+    assert taken < 6, "2 s on an idle machine; the tests share theirs"
+
+
+async def test_dev_goes_on_in_the_background_until_it_is_stopped(tmp_path):
+    here = Place(None, tmp_path)
+    begun = await here.run("dev", "--detach", "--runtime", "process")
+    assert begun.code == 0, begun.err
+    try:
+        assert "PLAIN PROCESSES" in begun.out
+        assert "running already" in (await here.run("dev", "--detach")).out
+        assert (await here.run("run", "list")).code == 0
+        assert (tmp_path / ".hubflow" / "secret.key").stat().st_mode & 0o777 == 0o600
+    finally:
+        stopped = await here.run("dev", "--stop")
+    assert stopped.code == 0
+    gone = await here.run("run", "list")
+    assert gone.code == UNREACHABLE
+    assert "hubflow dev" in gone.err
+    assert "nothing runs" in (await here.run("dev", "--stop")).out
