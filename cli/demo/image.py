@@ -13,7 +13,7 @@ from typing import Any
 
 from cli.failure import Failure
 from shared.errors import HubflowError
-from shared.runtime.engine import Engine, EngineError
+from shared.runtime.engine import Engine, EngineError, json_lines
 
 TOOLBOX = "hubflow-demo/toolbox:latest"
 DIGEST_LABEL = "io.hubflow.toolbox.digest"
@@ -90,7 +90,9 @@ async def _build(builder: Path, archive: Path, digest: str) -> dict[str, Any]:
 async def _load(engine: Engine, archive: Path) -> None:
     content = await asyncio.to_thread(archive.read_bytes)
     headers = {"Content-Type": "application/x-tar"}
-    answer = await engine.call("POST", "/images/load", query={"quiet": "1"}, data=content, headers=headers,
-                               timeout=LOAD_TIMEOUT)  # fmt: skip
-    if "error" in (answer or {}):
-        raise Failure(f"the container engine refused the image: {answer['error']}", hint=_HINT)
+    async with engine.request(
+        "POST", "/images/load", query={"quiet": "1"}, data=content, headers=headers, timeout=LOAD_TIMEOUT
+    ) as response:
+        async for told in json_lines(response):
+            if "error" in told:
+                raise Failure(f"the container engine refused the image: {told['error']}", hint=_HINT)
