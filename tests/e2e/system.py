@@ -22,7 +22,7 @@ from shared.embedded import S3Address
 from shared.embedded.process import free_ports
 from shared.vault import new_key, new_token
 
-SERVICES = ("trigger", "console", "scheduler", "executor", "status_watcher", "log_collector", "notifier")
+SERVICES = ("trigger", "console", "scheduler", "executor", "status_watcher", "log_collector")
 FRONT = ("trigger", "console")
 """They share a process and its port, as behind one ingress."""
 READY_WITHIN = 60.0
@@ -31,7 +31,9 @@ READY_WITHIN = 60.0
 class System:
     """Start with `open_system`. `api` speaks as an operator for the tenant `acme`."""
 
-    def __init__(self, folder: Path, environment: dict[str, str], port: int, token: str, http: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, folder: Path, environment: dict[str, str], port: int, token: str, http: aiohttp.ClientSession
+    ) -> None:
         self.folder = folder
         self.environment = environment
         self.url = f"http://127.0.0.1:{port}"
@@ -103,7 +105,9 @@ class System:
         assert status < 400, f"{method} {path}: {status} {answer}"
         return answer
 
-    async def ask(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, **options: Any) -> Any:
+    async def ask(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, **options: Any
+    ) -> Any:
         sent = {"Authorization": f"Bearer {self.token}", "Hubflow-Tenant": "acme", **(headers or {})}
         async with self._http.request(method, f"{self.url}{path}", json=body, headers=sent, **options) as response:
             if "json" in response.content_type:
@@ -132,13 +136,15 @@ class System:
 
     async def log_of(self, run: str, job: str, seconds: float = 30) -> str:
         """The whole log of a job, once it is stored."""
-        text = await self.api("GET", f"/api/v1/runs/{run}/jobs/{job}/log?follow=true", timeout=aiohttp.ClientTimeout(seconds))
+        text = await self.api(
+            "GET", f"/api/v1/runs/{run}/jobs/{job}/log?follow=true", timeout=aiohttp.ClientTimeout(seconds)
+        )
         return str(text)
 
 
 @asynccontextmanager
 async def open_system(
-    folder: Path, database: str, s3: S3Address, amqp_url: str, *, bucket: str, start: bool = True, **settings: str
+    folder: Path, database: str, s3: S3Address, amqp_url: str, *, start: bool = True, **settings: str
 ) -> AsyncIterator[System]:
     """Everything ready, with a tenant and a token. `settings`: HUBFLOW_* (without the prefix, in lower case)."""
     [port] = free_ports(1)
@@ -146,12 +152,15 @@ async def open_system(
     async with open_database(database) as opened:
         await opened.execute("INSERT INTO tenants (name) VALUES ('acme')")
         await opened.execute(
-            "INSERT INTO tokens (id, name, hash, scopes) VALUES ($1, 'operator', $2, $3)", new_id(), token_hash(token), list(SCOPES)
+            "INSERT INTO tokens (id, name, hash, scopes) VALUES ($1, 'operator', $2, $3)",
+            new_id(),
+            token_hash(token),
+            list(SCOPES),
         )
     environment = {
         "PATH": os.environ["PATH"], "HUBFLOW_DATABASE_URL": database, "HUBFLOW_AMQP_URL": amqp_url,
         "HUBFLOW_SECRET_KEY": new_key(), "HUBFLOW_S3_ENDPOINT": s3.endpoint, "HUBFLOW_S3_ACCESS_KEY": s3.access_key,
-        "HUBFLOW_S3_SECRET_KEY": s3.secret_key, "HUBFLOW_S3_REGION": s3.region, "HUBFLOW_S3_BUCKET": bucket,
+        "HUBFLOW_S3_SECRET_KEY": s3.secret_key, "HUBFLOW_S3_REGION": s3.region, "HUBFLOW_S3_BUCKET": f"test-{uuid.uuid4().hex[:12]}",
         "HUBFLOW_RUNTIME_KIND": "process", "HUBFLOW_RUNTIME_PROCESS_ROOT": str(folder / "jobs"),
         "HUBFLOW_RUNTIME_INSTALLATION": f"test-{uuid.uuid4().hex[:8]}", "HUBFLOW_ALLOW_PRIVATE_TARGETS": "true",
         "HUBFLOW_PUBLIC_URL": f"http://127.0.0.1:{port}",

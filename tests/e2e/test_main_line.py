@@ -51,7 +51,6 @@ stages:
   jobs:
   - {name: deploy, script: echo deployed}
 """
-IMAGE = "hubflow-test/busybox:latest"
 
 
 @pytest.fixture(params=["process", "docker"])
@@ -62,30 +61,21 @@ def runtime(request: pytest.FixtureRequest) -> dict[str, str]:
     engine: Dockerd = request.getfixturevalue("dockerd")
     s3: S3Address = request.getfixturevalue("s3")
     return {
-        "runtime_kind": "docker", "runtime_docker_host": engine.host,
+        "runtime_kind": "docker", "runtime_docker_host": engine.host, "runtime_default_image": "hubflow-test/busybox:latest",
         "s3_job_endpoint": f"http://{engine.gateway}:{s3.endpoint.rpartition(':')[2]}",
     }  # fmt: skip
 
 
 @pytest.fixture
 async def system(
-    tmp_path: Path, database: str, s3: S3Address, amqp_url: str, bucket: str, runtime: dict[str, str]
+    tmp_path: Path, database: str, s3: S3Address, amqp_url: str, runtime: dict[str, str]
 ) -> AsyncIterator[System]:
-    async with open_system(tmp_path, database, s3, amqp_url, bucket=bucket, **runtime) as opened:
+    async with open_system(tmp_path, database, s3, amqp_url, **runtime) as opened:
         yield opened
 
 
-def in_image(source: str, system: System) -> str:
-    """The same workflow with an image for each job, where the runtime wants one."""
-    if system.environment["HUBFLOW_RUNTIME_KIND"] == "process":
-        return source
-    return source.replace("  - {name:", f"  - {{component: {IMAGE}, name:").replace("  - name: lint", f"  - component: {IMAGE}\n    name: lint") \
-        .replace("  - name: unit", f"  - component: {IMAGE}\n    name: unit").replace("  - name: first", f"  - component: {IMAGE}\n    name: first") \
-        .replace("  - name: second", f"  - component: {IMAGE}\n    name: second")  # fmt: skip
-
-
 async def test_a_workflow_with_outputs_and_an_artifact(system: System) -> None:
-    run = await system.start_run(await system.apply(in_image(EVERYTHING, system)))
+    run = await system.start_run(await system.apply(EVERYTHING))
     view = await system.wait(run)
     assert view["state"] == "succeeded", view
     assert await system.log_of(run, "lint") == "hello from lint\n"
@@ -96,7 +86,7 @@ async def test_a_workflow_with_outputs_and_an_artifact(system: System) -> None:
 
 
 async def test_a_pause_is_approved_by_its_link(system: System) -> None:
-    run = await system.start_run(await system.apply(in_image(PAUSED, system)))
+    run = await system.start_run(await system.apply(PAUSED))
     await system.wait(run, until="paused")
     link = (await system.log_of(run, "mail")).split()[1]
     async with aiohttp.ClientSession() as browser:
@@ -114,7 +104,7 @@ async def test_a_pause_is_approved_by_its_link(system: System) -> None:
 
 async def test_a_failing_job_says_why(system: System) -> None:
     source = "name: failing\nstages:\n- name: s\n  jobs:\n  - {name: a, script: 'echo oops; exit 3'}\n  - {name: b, script: 'true'}\n"
-    run = await system.start_run(await system.apply(in_image(source, system)))
+    run = await system.start_run(await system.apply(source))
     view = await system.wait(run)
     assert (view["state"], view["reason"]) == ("failed", "ExitCode")
     assert "3" in view["message"]
@@ -124,7 +114,7 @@ async def test_a_failing_job_says_why(system: System) -> None:
 
 async def test_t31_cancel_stops_what_runs(system: System) -> None:
     source = "name: long\nstages:\n- name: s\n  jobs:\n  - {name: a, script: 'echo begun; exec sleep 600', grace: 2s}\n"
-    run = await system.start_run(await system.apply(in_image(source, system)))
+    run = await system.start_run(await system.apply(source))
     async with asyncio.timeout(30):
         while (await system.api("GET", f"/api/v1/runs/{run}"))["state"] != "running":
             await asyncio.sleep(0.05)
@@ -135,8 +125,10 @@ async def test_t31_cancel_stops_what_runs(system: System) -> None:
 
 
 async def test_t12_a_job_over_its_time_is_ended(system: System) -> None:
-    source = "name: slow\nstages:\n- name: s\n  jobs:\n  - {name: a, script: 'exec sleep 600', timeout: 1s, grace: 1s}\n"
-    view = await system.wait(await system.start_run(await system.apply(in_image(source, system))))
+    source = (
+        "name: slow\nstages:\n- name: s\n  jobs:\n  - {name: a, script: 'exec sleep 600', timeout: 1s, grace: 1s}\n"
+    )
+    view = await system.wait(await system.start_run(await system.apply(source)))
     assert (view["state"], view["reason"]) == ("failed", "JobTimeout")
 
 
@@ -145,9 +137,12 @@ async def test_a_retry_succeeds_at_the_second_attempt(system: System) -> None:
         "name: flaky\nstages:\n- name: s\n  jobs:\n"
         "  - {name: a, script: 'echo attempt $HUBFLOW_ATTEMPT; test $HUBFLOW_ATTEMPT = 2', retries: {max: 1, backoff: {delay: 1s}}}\n"
     )
-    run = await system.start_run(await system.apply(in_image(source, system)))
+    run = await system.start_run(await system.apply(source))
     assert (await system.wait(run))["state"] == "succeeded"
-    assert [each["state"] for each in (await system.api("GET", f"/api/v1/runs/{run}/jobs/a"))["attempts"]] == ["failed", "succeeded"]
+    assert [each["state"] for each in (await system.api("GET", f"/api/v1/runs/{run}/jobs/a"))["attempts"]] == [
+        "failed",
+        "succeeded",
+    ]
 
 
 async def containers(system: System) -> int:
@@ -167,10 +162,11 @@ async def test_t25_kill_9_of_a_service_in_the_middle_of_runs(system: System, vic
         "name: middle\nstages:\n- name: s\n  jobs:\n  - {name: a, script: 'echo one; sleep 1; echo two'}\n"
         "- name: t\n  jobs:\n  - {name: b, script: 'echo three'}\n"
     )
-    workflow = await system.apply(in_image(source, system))
+    workflow = await system.apply(source)
     runs = await asyncio.gather(*(system.start_run(workflow) for _ in range(4)))
     await asyncio.sleep(0.3)  # chaos, not a condition: any moment will do
     system.restart(victim)
+    await system.ready()
     for run in runs:
         view = await system.wait(run, seconds=120)
         assert view["state"] == "succeeded", view
@@ -181,7 +177,7 @@ async def test_t25_kill_9_of_a_service_in_the_middle_of_runs(system: System, vic
 
 
 async def test_everything_is_given_back(system: System, database: str) -> None:
-    run = await system.start_run(await system.apply(in_image(EVERYTHING, system)))
+    run = await system.start_run(await system.apply(EVERYTHING))
     await system.wait(run)
     async with open_database(database) as opened, asyncio.timeout(90):
         while await unsettled(opened) or await containers(system):
@@ -196,5 +192,3 @@ async def unsettled(database: Database) -> int:
         "+ (SELECT count(*) FROM attempt_outcomes WHERE removed_at IS NULL)"
     )
     return count
-
-
