@@ -347,8 +347,7 @@ async def _remove_containers(dev: Dev) -> None:
     (settings,) = load(dev.environment, RuntimeSettings)
     runtime = await open_runtime(config_of(settings))
     try:
-        for container in await runtime.list():
-            await runtime.remove(container.name)
+        await asyncio.gather(*(runtime.remove(container.name) for container in await runtime.list()))
     except HubflowError as error:
         _say(f"containers may be left on the engine: {error}")
     finally:

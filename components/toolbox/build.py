@@ -65,16 +65,17 @@ class Tree:
 
     files: dict[str, Path] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
+    programs: list[Path] = field(default_factory=list)
 
-    def program(self, path: str | Path, name: str = "") -> Path:
-        """Add an executable as usr/bin/`name`. Returns the real file."""
+    def program(self, path: str | Path, name: str) -> None:
+        """Add an executable as usr/bin/`name`."""
         real = Path(path).resolve()
-        self.files[f"usr/bin/{name or Path(path).name}"] = real
-        return real
+        self.files[f"usr/bin/{name}"] = real
+        self.programs.append(real)
 
 
 def collect() -> Tree:
-    """Find everything. Raises UnableError."""
+    """Find everything but shared libraries. Raises UnableError."""
     if sys.platform != "linux" or platform.machine() not in ARCHITECTURES:
         raise UnableError(
             f"the toolbox is made of Linux programs, and this is {platform.system()} on {platform.machine()}"
@@ -84,22 +85,27 @@ def collect() -> Tree:
     triplet = sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
     tree.links |= {"lib": "usr/lib", "lib64": "usr/lib", "usr/lib64": "lib", f"usr/lib/{triplet}": ".",
                    "bin": "usr/bin", "sbin": "usr/bin", "usr/sbin": "bin"}  # fmt: skip
-    programs = [*_python(tree), *_git(tree), *_shell(tree)]
-    modules = [path for name, path in tree.files.items() if name.endswith(".so")]
-    for library in {*_libraries(programs, strict=True), *_libraries(modules, strict=False)}:
-        tree.files[f"usr/lib/{Path(library).name}"] = Path(library).resolve()
+    _add_python(tree)
+    _add_git(tree)
+    _add_shell(tree)
     tree.files["usr/local/bin/toolbox"] = HERE / "component.sh"
     return tree
 
 
-def _python(tree: Tree) -> list[Path]:
+def add_libraries(tree: Tree) -> None:
+    """The shared libraries of all that is in the tree. Raises UnableError."""
+    modules = [path for name, path in tree.files.items() if name.endswith(".so")]
+    for library in {*_libraries(tree.programs, strict=True), *_libraries(modules, strict=False)}:
+        tree.files[f"usr/lib/{Path(library).name}"] = Path(library).resolve()
+
+
+def _add_python(tree: Tree) -> None:
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    executable = tree.program(getattr(sys, "_base_executable", sys.executable), version)
+    tree.program(getattr(sys, "_base_executable", sys.executable), version)
     tree.links |= {"usr/bin/python3": version, "usr/bin/python": version}
     source = Path(sysconfig.get_path("stdlib"))
     for path in _standard_library(source):
         tree.files[f"usr/lib/{version}/{path.relative_to(source)}"] = path
-    return [executable]
 
 
 def _standard_library(source: Path) -> Iterator[Path]:
@@ -112,7 +118,7 @@ def _standard_library(source: Path) -> Iterator[Path]:
                 yield path
 
 
-def _git(tree: Tree) -> list[Path]:
+def _add_git(tree: Tree) -> None:
     found = shutil.which("git")
     if found is None:
         raise UnableError("there is no git on the PATH: install it")
@@ -120,22 +126,25 @@ def _git(tree: Tree) -> list[Path]:
     home = subprocess.run([found, "--exec-path"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     inside = home.lstrip("/").replace("usr/lib64/", "usr/lib/")
     tree.links[f"{inside}/git"] = "/usr/bin/git"
-    return [tree.program(found, "git")]
+    tree.program(found, "git")
 
 
-def _shell(tree: Tree) -> list[Path]:
+def _add_shell(tree: Tree) -> None:
     busybox = shutil.which("busybox")
     if busybox is not None:
         applets = subprocess.run([busybox, "--list"], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
         for name in applets:
             if f"usr/bin/{name}" not in tree.files and name != "busybox":
                 tree.links.setdefault(f"usr/bin/{name}", "busybox")
-        return [tree.program(busybox, "busybox")]
+        tree.program(busybox, "busybox")
+        return
     shell = next((path for name in SHELLS if (path := shutil.which(name))), None)
     if shell is None:
         raise UnableError("there is neither busybox nor a shell on the PATH: install busybox-static")
-    others = [(name, path) for name in PROGRAMS.split() if (path := shutil.which(name))]
-    return [tree.program(shell, "sh"), *(tree.program(path, name) for name, path in others)]
+    tree.program(shell, "sh")
+    for name in PROGRAMS.split():
+        if path := shutil.which(name):
+            tree.program(path, name)
 
 
 def _libraries(paths: Iterable[Path], *, strict: bool) -> set[str]:
@@ -148,7 +157,7 @@ def _libraries(paths: Iterable[Path], *, strict: bool) -> set[str]:
 
 
 def fingerprint(tree: Tree) -> str:
-    """Changes when anything that goes into the image does."""
+    """Changes when something in the tree does. (Libraries are left out, to be quick: the image has its own copies.)"""
     digest = hashlib.sha256(Path(__file__).read_bytes())
     for name, path in sorted(tree.files.items()):
         status = path.stat()
@@ -233,6 +242,7 @@ def main() -> None:
         digest = fingerprint(tree)
         made = digest != options.unless
         if made:
+            add_libraries(tree)
             write(options.output, tree, digest)
     except (UnableError, OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"the image cannot be made: {error}")
