@@ -65,8 +65,11 @@ async def _find(call: Call, context: Context, attempt: int | None) -> _Log:
             f"the job {name!r} has had {newest} attempts", code="attempt-not-found", status=404,
         )  # fmt: skip
     wanted = attempt or max(newest, 1)
-    # A job that is over without an attempt, or whose container never came to be, has no log and will have none.
-    return _Log(run["id"], name, wanted, wanted < newest or row["state"] in FINAL_JOB_STATES)
+    origin = row["carried_from"] or run["id"]  # what was carried over has its log where it ran
+    over = wanted < newest or row["state"] in FINAL_JOB_STATES
+    # An attempt that is over and never had a container has no log and will have none; any other's is on its way.
+    over = over and not await store.had_container(context.database, origin, name, wanted)
+    return _Log(origin, name, wanted, over)
 
 
 async def get_log(call: Call, context: Context) -> web.StreamResponse:

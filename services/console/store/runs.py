@@ -133,6 +133,15 @@ async def job(database: Database, run: uuid.UUID, name: str) -> Any | None:
     )  # fmt: skip
 
 
+async def had_container(database: Database, run: uuid.UUID, job: str, attempt: int) -> bool:
+    """Whether a container of the attempt was ever seen."""
+    seen: bool = await database.fetchval(
+        "SELECT EXISTS (SELECT 1 FROM attempt_outcomes WHERE run = $1 AND job = $2 AND attempt = $3 AND uid <> '')",
+        run, job, attempt,
+    )  # fmt: skip
+    return seen
+
+
 async def job_document(database: Database, run: uuid.UUID, name: str) -> Any | None:
     """The job as its workflow file says it, with the run's inputs and the declarations of inputs."""
     return await database.fetchrow(
