@@ -48,7 +48,8 @@ func dataSegments(file *os.File, info os.FileInfo) []segment {
 		}
 		at = max(end, begin+1)
 	}
-	return segments
+	// A last segment of no length tells readers that find the end by the map (GNU tar) where it is.
+	return append(segments, segment{info.Size(), 0})
 }
 
 func isErrno(err error, number syscall.Errno) bool {
