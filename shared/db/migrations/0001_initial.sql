@@ -309,17 +309,19 @@ CREATE TABLE decisions (
     PRIMARY KEY (run, stage)
 );
 
--- ---------------------------------------------------------------- notifier
+-- ---------------------------------------------------------------- console: where a tenant's events go
 
 CREATE TABLE subscriptions (
     id          uuid PRIMARY KEY,
     tenant      text NOT NULL UNIQUE REFERENCES tenants (name), -- one per tenant for now
     url         text NOT NULL,
     secret      bytea NOT NULL,              -- Fernet token of a Standard Webhooks secret
-    types       text[] NOT NULL,             -- event types; empty: all
+    types       text[] NOT NULL,             -- event types; empty: all of runs, stages and jobs
     created_at  timestamptz NOT NULL DEFAULT now(),
     disabled_at timestamptz
 );
+
+-- ---------------------------------------------------------------- notifier
 
 CREATE TABLE deliveries (
     id            uuid PRIMARY KEY,          -- derived from subscription and event
@@ -329,12 +331,12 @@ CREATE TABLE deliveries (
     payload       bytea NOT NULL,            -- the JSON body, as it was when the event came
     state         text NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'delivered', 'failed')),
     tries         integer NOT NULL DEFAULT 0,
-    next_try_at   timestamptz,
+    next_try_at   timestamptz,               -- while a try is under way: when it counts as lost
     holder        text,
     last_status   integer,
     last_error    text NOT NULL DEFAULT '',
     created_at    timestamptz NOT NULL DEFAULT now(),
     finished_at   timestamptz
 );
-CREATE INDEX deliveries_due ON deliveries (next_try_at) WHERE state = 'waiting';
-CREATE INDEX deliveries_of_tenant ON deliveries (tenant, id);
+CREATE INDEX deliveries_due ON deliveries (subscription, next_try_at) WHERE state = 'waiting';
+CREATE INDEX deliveries_of_tenant ON deliveries (tenant, created_at, id);
