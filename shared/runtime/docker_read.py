@@ -11,7 +11,7 @@ from shared.errors import TemporaryError
 from shared.runtime import docker_body as body
 from shared.runtime.engine import Engine, EngineError, demultiplexed
 from shared.runtime.protocol import Observation, Phase
-from shared.runtime.results import RESULT_LIMIT, finished, moment
+from shared.runtime.results import RESULT_LIMIT, finished, last_words, moment
 from shared.states import Reason
 
 PARALLEL = 16
@@ -70,12 +70,12 @@ class Reader:
     async def succeeded(self, name: str, identity: str, labels: Mapping[str, str]) -> Observation | None:
         """The observation for a container that ended with 0; None if there is more to say than its result has."""
         async with self._slots:
-            result = await self._result(identity)
+            result, _ = await self._result(identity)
         return None if result is None else finished(name, identity, labels, result, exit_code=0)
 
     async def _ended(self, found: Mapping[str, Any], labels: Mapping[str, str]) -> Observation:
         name, identity, state = found["Name"].lstrip("/"), found["Id"], found["State"]
-        result = await self._result(identity)
+        result, words = await self._result(identity)
         reason, message = _verdict(found, result)
         if result is not None:
             code = state["ExitCode"]
@@ -88,18 +88,23 @@ class Reader:
             Phase.FINISHED,
             labels,
             reason=reason,
-            message=message,
+            message=message + last_words(words),
             exit_code=state["ExitCode"],
             started_at=moment(state.get("StartedAt")),
             finished_at=moment(state.get("FinishedAt")),
         )
 
-    async def _result(self, identity: str) -> dict[str, Any] | None:
-        """The result document; None if there is none."""
+    async def _result(self, identity: str) -> tuple[dict[str, Any] | None, bytes]:
+        """The result document, None if there is none, and all that the wrapper wrote at its end."""
         # A job's last output may still be logged after the result; only then all of it is gone through.
-        return await self._result_within(identity, str(body.RESULT_TAIL)) or await self._result_within(identity, "all")
+        for tail in (str(body.RESULT_TAIL), "all"):
+            words = await self._words(identity, tail)
+            result = body.result_in(words)
+            if result is not None:
+                return result, words
+        return None, words
 
-    async def _result_within(self, identity: str, tail: str) -> dict[str, Any] | None:
+    async def _words(self, identity: str, tail: str) -> bytes:
         query = {"stdout": "0", "stderr": "1", "tail": tail}
         words = b""
         try:
@@ -107,10 +112,9 @@ class Reader:
                 async for chunk in demultiplexed(response):
                     words = (words + chunk)[-RESULT_LIMIT - 65536 :]
         except EngineError as error:
-            if error.status in {404, 409}:
-                return None
-            raise TemporaryError(f"the engine cannot read the result of {identity[:12]}: {error}") from error
-        return body.result_in(words)
+            if error.status not in {404, 409}:
+                raise TemporaryError(f"the engine cannot read the result of {identity[:12]}: {error}") from error
+        return words
 
 
 def living(name: str, identity: str, labels: Mapping[str, str], *, created: bool) -> Observation:

@@ -7,7 +7,8 @@
              pid                where the wrapper probably is; verified before use
              stop.json          somebody wants it stopped, and when it is to be killed
              exit               the wrapper's exit status, where its starter lived to see it
-             log  work/  tmp/   output; the job's HOME and working directory; its TMPDIR
+             log  work/  tmp/   the job's output; its HOME and working directory; its TMPDIR
+             wrapper.log        what the wrapper itself has to say
     <root>/events/<name>.<uid>.{running,result.json,ended}   by the wrapper (`ended`: by us); one folder to watch
     <root>/shared/<name>/       directories shared by the jobs of one run
     <root>/removed/             being deleted; finished by whoever comes by
@@ -43,7 +44,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.runtime.protocol import ContainerSpec, Observation, Phase
-from shared.runtime.results import finished, moment
+from shared.runtime.results import finished, last_words, moment
 from shared.states import Reason
 
 COOKIE = "HUBFLOW_CONTAINER"
@@ -239,6 +240,7 @@ def spawn(container: Container, wrapper: Path, environment: Mapping[str, str]) -
         os.close(alive)
         return None
     output = os.open(folder / "log", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    words = os.open(folder / "wrapper.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         pid = os.posix_spawn(
             wrapper,
@@ -247,15 +249,15 @@ def spawn(container: Container, wrapper: Path, environment: Mapping[str, str]) -
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, alive, 0),
                 (os.POSIX_SPAWN_DUP2, output, 1),
-                (os.POSIX_SPAWN_DUP2, output, 2),
+                (os.POSIX_SPAWN_DUP2, words, 2),
             ],
             setsid=True,
             setsigmask=[],
             setsigdef=[signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD],
         )
     finally:
-        os.close(alive)
-        os.close(output)
+        for descriptor in (alive, output, words):
+            os.close(descriptor)
     _write_json(folder / "pid", {"pid": pid})
     return pid
 
@@ -313,7 +315,8 @@ def _without_result(container: Container, *, claimed: bool) -> Observation:
     else:
         reason = Reason.WRAPPER_FAILED
         how = "its exit status is unknown" if status is None else f"it ended with {_status_text(status)}"
-        message = f"the command wrapper left no result: {how}; was it killed, or is the disk full?"
+        words = last_words((container.folder / "wrapper.log").read_bytes() if claimed else b"")
+        message = f"the command wrapper left no result: {how}; was it killed, or is the disk full?{words}"
     return Observation(
         container.name,
         container.uid,

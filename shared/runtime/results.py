@@ -47,3 +47,9 @@ def moment(text: object) -> datetime | None:
         return datetime.fromisoformat(text)
     except ValueError:
         return None
+
+
+def last_words(words: bytes) -> str:
+    """What a wrapper that left no result said at its end, to be appended to a message; "" if it said nothing."""
+    text = words.decode("utf-8", "replace").strip()
+    return f" Its last words: {text[-1000:]}" if text else ""
