@@ -46,6 +46,7 @@ async def prepare_image(docker_host: str, builder: Path, folder: Path, wanted: s
             if not made["made"]:
                 return Image(TOOLBOX, "as last time")
             await _load(engine, archive)
+            await _forget(engine, str(there.get("Id", "")))
         finally:
             archive.unlink(missing_ok=True)
     return Image(TOOLBOX, f"made from {made['files']} files of this machine")
@@ -96,3 +97,10 @@ async def _load(engine: Engine, archive: Path) -> None:
         async for told in json_lines(response):
             if "error" in told:
                 raise Failure(f"the container engine refused the image: {told['error']}", hint=_HINT)
+
+
+async def _forget(engine: Engine, identity: str) -> None:
+    """Remove the toolbox of last time, which has lost its name to the new one, unless a container still needs it."""
+    if identity:
+        with contextlib.suppress(EngineError):
+            await engine.call("DELETE", f"/images/{identity}")
