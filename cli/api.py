@@ -169,8 +169,17 @@ class Api:
                 if last or not (stale and safe):
                     raise self._unreachable(error) from None
         if response.status >= 400:
-            raise _refusal(response)
+            raise self._refusal(response)
         return response
+
+    def _refusal(self, response: HTTPResponse) -> Refused:
+        refused = _refusal(response)
+        if refused.status == 401 and self.context.file:
+            refused.hint = (
+                f"address and token come from {self.context.file}; is the `hubflow dev` of that folder running, "
+                "or another server at its address?"
+            )
+        return refused
 
     def _request(
         self, method: str, target: str, payload: bytes | None, headers: Mapping[str, str], timeout: float

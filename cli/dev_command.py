@@ -64,8 +64,10 @@ def dev(
     except ConfigurationError as error:
         say_error(str(error))
         return CONFIGURATION
-    except (TemporaryError, PermanentError) as error:
-        raise Failure(str(error), hint=f"see the logs in {state}") from None
+    except TemporaryError as error:
+        raise Failure(str(error), hint=f"the logs are in {state}") from None
+    except PermanentError as error:
+        raise Failure(str(error), hint=f"or start anew: remove {state}") from None
 
 
 async def _foreground(state: Path, runtime: str, port: int | None, separate: bool, ready_to: int | None) -> int:
