@@ -137,15 +137,21 @@ async def _start(folder: Path, die_with_parent: bool, durable: bool) -> Server:
     )
     server.write(folder / "server.json")
     (folder / "port").write_text(str(port))
+    try:
+        await _await_ready(server, folder, log)
+    except BaseException:  # cancelled, too: nobody else knows of the server yet
+        await asyncio.shield(server.end(signal.SIGQUIT, patience=5))
+        raise
+    return server
 
+
+async def _await_ready(server: Server, folder: Path, log: Path) -> None:
     async def ready() -> bool:
         return _is_ready(folder, server.pid)
 
     # Long, because a server that was killed replays its log first.
     if not await becomes_ready(server, ready, timeout=120):
-        await server.end(signal.SIGQUIT, patience=5)
         raise _failure("PostgreSQL did not start", log)
-    return server
 
 
 async def _initialise(folder: Path, data: Path) -> None:

@@ -133,13 +133,17 @@ async def _start(folder: Path, bind: str, die_with_parent: bool) -> list[Server]
     note = {"ports": ports, "bind": bind}
     servers = [Server.start(Launch(_command(folder, data, ports, bind), log=log, die_with_parent=die), note)]
     servers[0].write(folder / "server.json")
-    if bind != _LOOPBACK:
-        # The door looks for the filer once a second only, so that it is worth waiting until it is there.
-        await becomes_ready(servers[0], lambda: _listens(ports["filer_grpc"]), timeout=60)
-        door = Server.start(Launch(_door(folder, data, ports, bind), log=log, die_with_parent=die), note)
-        door.write(folder / "door.json")
-        servers.append(door)
-    await _await_answer(servers[-1], note, log)
+    try:
+        if bind != _LOOPBACK:
+            # The door looks for the filer once a second only, so that it is worth waiting until it is there.
+            await becomes_ready(servers[0], lambda: _listens(ports["filer_grpc"]), timeout=60)
+            door = Server.start(Launch(_door(folder, data, ports, bind), log=log, die_with_parent=die), note)
+            door.write(folder / "door.json")
+            servers.append(door)
+        await _await_answer(servers[-1], note, log)
+    except BaseException:  # cancelled, too: nobody else knows of the servers yet
+        await asyncio.shield(_stop(folder, servers))
+        raise
     return servers
 
 
