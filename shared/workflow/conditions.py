@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import cel
-
 from shared.errors import PermanentError
 from shared.states import Reason
 from shared.workflow.faults import nearest, one_of, shorten
@@ -130,6 +128,8 @@ def _compile(expression: str) -> Any:
     if len(macros) > 1:
         message = "a condition may have one of all, exists, exists_one, map and filter"
         raise ConditionError(message, offset=macros[1].start())
+    import cel  # here, because it is slow to import and most workflows have no condition
+
     try:
         return cel.compile(expression)
     except ValueError as error:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shared.states import Reason
-from shared.workflow.model import DEFAULT_PAUSE_TIMEOUT_S, Job, Retries, Stage, Workflow
+
+if TYPE_CHECKING:  # the scheduler reads stored plans, and needs neither the model nor the library behind it
+    from shared.workflow.model import Job, Retries, Stage, Workflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,8 @@ def plan(model: Workflow) -> Plan:
 
 
 def _stage(stage: Stage) -> StagePlan:
+    from shared.workflow.model import DEFAULT_PAUSE_TIMEOUT_S
+
     paused = stage.type == "pause"
     pause = stage.pause
     return StagePlan(
