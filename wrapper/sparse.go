@@ -83,6 +83,9 @@ func (p *packer) sparse(file *os.File, header *tar.Header, segments []segment) e
 		return err
 	}
 	for _, s := range segments {
+		if s.length == 0 {
+			continue
+		}
 		if _, err := file.Seek(s.offset, io.SeekStart); err != nil {
 			return p.unreadable(header.Name, err)
 		}

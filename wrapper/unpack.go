@@ -89,12 +89,17 @@ func newUnpacker(ctx context.Context, root *os.Root, limits ArchiveLimits) *unpa
 // unpack reads a tar stream to its end.
 func (u *unpacker) unpack(from io.Reader) error {
 	defer u.leaveParent()
-	archive := tar.NewReader(from)
+	ending := &endWatcher{from: from}
+	archive := tar.NewReader(ending)
 	for {
 		if err := u.ctx.Err(); err != nil {
 			return err
 		}
+		ending.zeros = 0
 		header, err := archive.Next()
+		if err == io.EOF && ending.zeros < tarEnd {
+			return errIncomplete
+		}
 		if err == io.EOF {
 			break
 		}
@@ -113,6 +118,29 @@ func (u *unpacker) unpack(from io.Reader) error {
 	}
 	u.leaveParent()
 	return u.finish()
+}
+
+// tarEnd is the length of the zeros that end a tar stream. archive/tar does without them, and so does not notice a stream that
+// was cut between two entries.
+const tarEnd = 1024
+
+// endWatcher counts the zeros that were read last.
+type endWatcher struct {
+	from  io.Reader
+	zeros int
+}
+
+func (w *endWatcher) Read(p []byte) (int, error) {
+	n, err := w.from.Read(p)
+	trailing := 0
+	for trailing < n && trailing < tarEnd && p[n-1-trailing] == 0 {
+		trailing++
+	}
+	if trailing < n {
+		w.zeros = 0
+	}
+	w.zeros += trailing
+	return n, err
 }
 
 func unreadableArchive(err error) error {
