@@ -5,6 +5,7 @@ cd "$(dirname "$0")/.."
 which=$1
 chosen=${T:-tests}
 options=()
+status=0
 [ -z "${K:-}" ] || options+=(-k "$K")
 if [ "$which" = quick ]; then
   options+=(-m "not servers" -q)
@@ -20,8 +21,9 @@ if [ -z "${T:-}${K:-}" ] && [ -e wrapper/go.mod ]; then
   (cd wrapper && GOTOOLCHAIN=local "$go" mod download) 2>/dev/null || tags=(-tags nozstd)
   short=()
   [ "$which" = all ] || short=(-short)
-  (cd wrapper && GOTOOLCHAIN=local "$go" test "${tags[@]}" "${short[@]}" ./...)
+  (cd wrapper && GOTOOLCHAIN=local "$go" test "${tags[@]}" "${short[@]}" ./...) || status=$?
 fi
 echo "test: pytest ${options[*]} $chosen"
 # shellcheck disable=SC2086
-exec .venv/bin/python -m pytest "${options[@]}" ${X:-} $chosen
+.venv/bin/python -m pytest "${options[@]}" ${X:-} $chosen || status=$?
+exit $status
