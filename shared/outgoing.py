@@ -7,6 +7,7 @@ nowhere else. Redirects are not followed by whoever uses this.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 from urllib.parse import urlsplit
@@ -65,9 +66,8 @@ class CheckedResolver(AbstractResolver):
         found = await self._resolver.resolve(host, port, family)
         public = [each for each in found if not is_internal(ipaddress.ip_address(each["host"].partition("%")[0]))]
         if not public:
-            raise ForbiddenTargetError(
-                f"{host} leads to a private, loopback or link-local address, which is not allowed"
-            )
+            why = f"{host} leads to a private, loopback or link-local address, which is not allowed"
+            raise ForbiddenTargetError(errno.EACCES, why)
         return public
 
     async def close(self) -> None:

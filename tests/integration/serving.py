@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiohttp
+from aiohttp import web
 
-from shared.service import Host, Running, Service, serve
+from shared.service import Host, Parts, Running, Service, serve
 from shared.vault import new_key
 
 OPERATOR_TOKEN = "hf_operator_for_tests_0123456789"
@@ -63,6 +64,8 @@ class Served:
     host: Host
     url: str
     operator: Client
+    routes: list[web.RouteDef]
+    """Of all services, without the host's own."""
 
     async def tenant(self, name: str, *scopes: str) -> Client:
         """A client with a token of a tenant, which is made if need be."""
@@ -84,6 +87,8 @@ async def serving(
         "HUBFLOW_DATABASE_URL": database, "HUBFLOW_SECRET_KEY": new_key(), "HUBFLOW_HTTP_PORT": "0",
         "HUBFLOW_CONSOLE_OPERATOR_TOKEN": OPERATOR_TOKEN, "HUBFLOW_LOG_LEVEL": "warning", **(environment or {}),
     }  # fmt: skip
+    routes: list[web.RouteDef] = []
+    services = [_recording(service, routes) for service in services]
     ready: asyncio.Future[Running] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(serve(services, settings, ready=ready.set_result, signals=False))
     await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)
@@ -94,7 +99,19 @@ async def serving(
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
         try:
-            yield Served(running.host, url, Client(session, url, OPERATOR_TOKEN))
+            yield Served(running.host, url, Client(session, url, OPERATOR_TOKEN), routes)
         finally:
             running.stop()
             await task
+
+
+def _recording(service: Service, routes: list[web.RouteDef]) -> Service:
+    """The service, noting its routes."""
+
+    @contextlib.asynccontextmanager
+    async def open_recording(host: Host, settings: Any) -> AsyncIterator[Parts]:
+        async with service.open(host, settings) as parts:
+            routes.extend(route for route in parts.routes if isinstance(route, web.RouteDef))
+            yield parts
+
+    return replace(service, open=open_recording)

@@ -44,7 +44,7 @@ async def put_subscription(call: Call, context: Context) -> web.Response:
         await audit.record(
             tx, call.tenant, call.identity.actor, "subscription.put", str(row["id"]), url=body.url, enabled=body.enabled
         )
-    return http.reply({**_view(row), "secret": secret if new else None}, 201 if new else 200)
+    return http.reply({**_view(row), "secret": secret if new else None})
 
 
 async def get_subscription(call: Call, context: Context) -> web.Response:

@@ -40,7 +40,7 @@ async def create_tenant(call: Call, context: Context) -> web.Response:
         if row is None:
             raise UserError(f"there is a tenant {body.name!r} already", code="tenant-exists", status=409)
         await audit.record(tx, body.name, call.identity.actor, "tenant.create", body.name, quota=quota)
-        return 201, dict(row)
+        return 201, _view(row)
 
     return await http.once(call.request, context.database, "", create)
 
@@ -49,21 +49,21 @@ async def list_tenants(call: Call, context: Context) -> web.Response:
     page = call.query(Page)
     (after,) = page.after(str) or (None,)
     rows = await store.page(context.database, page.limit, after)
-    return http.reply(listing(rows, page.limit, dict, lambda row: (row["name"],)))
+    return http.reply(listing(rows, page.limit, _view, lambda row: (row["name"],)))
 
 
 async def get_tenant(call: Call, context: Context) -> web.Response:
     row = await store.get(context.database, call.path("tenant"))
     if row is None:
         raise _no_tenant(call.path("tenant"))
-    return http.reply(dict(row))
+    return http.reply(_view(row))
 
 
 async def get_own_tenant(call: Call, context: Context) -> web.Response:
     row = await store.get(context.database, call.tenant)
     if row is None:
         raise _no_tenant(call.tenant)
-    return http.reply(dict(row))
+    return http.reply(_view(row))
 
 
 async def set_quota(call: Call, context: Context) -> web.Response:
@@ -75,7 +75,11 @@ async def set_quota(call: Call, context: Context) -> web.Response:
             raise _no_tenant(name)
         await audit.record(tx, name, call.identity.actor, "tenant.quota", name, quota=quota)
         tx.tell(TenantQuotaChanged(tenant=name, by=call.identity.actor))
-    return http.reply(dict(row))
+    return http.reply(_view(row))
+
+
+def _view(row: Any) -> dict[str, Any]:
+    return {**row, "quota": {name: row["quota"].get(name) for name in Quota.model_fields}}
 
 
 def _no_tenant(name: str) -> UserError:
