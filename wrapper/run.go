@@ -42,8 +42,7 @@ type reporter interface {
 
 // runJob runs the job of one document and returns the status to exit with.
 func runJob(path string) int {
-	relay := watchSignals()
-	defer relay.close()
+	relay := watchSignals() // to the very end: a signal that comes while we exit must not change our status
 	prepareProcess()
 	job, err := readJob(path)
 	result := newResult(job.Attempt)

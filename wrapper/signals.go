@@ -33,11 +33,6 @@ func watchSignals() *signalRelay {
 	return relay
 }
 
-func (r *signalRelay) close() {
-	signal.Stop(r.incoming)
-	close(r.incoming)
-}
-
 // ours are signals that concern the wrapper alone: a child of ours ended; Go's scheduler interrupts itself; the reader of
 // our output went away (the child has its own pipe and is told nothing).
 func ours(number syscall.Signal) bool {
