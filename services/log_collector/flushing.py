@@ -48,6 +48,8 @@ class Stream:
     """Bytes in object storage."""
     truncated: bool = False
     pending: bytearray = field(default_factory=bytearray)
+    writing: bool = False
+    """The flusher is about to record some of the pending bytes."""
     held: bool = False
     """The pending bytes are being stored in another way: the flusher leaves them alone."""
     lost: bool = False
@@ -174,7 +176,13 @@ class Flusher:
         growths = [
             Growth(each.log.container, each.size, bytes(each.pending), each.raw, each.truncated) for each in batch
         ]
-        ours = await store.grow(self._database, growths, self._holder)
+        for stream in batch:
+            stream.writing = True
+        try:
+            ours = await store.grow(self._database, growths, self._holder)
+        finally:
+            for stream in batch:
+                stream.writing = False
         for stream, growth in zip(batch, growths, strict=True):
             if growth.container in ours:
                 del stream.pending[: len(growth.data)]

@@ -195,16 +195,16 @@ async def _finish(stream: Stream, segments: _Segments, tools: Tools) -> None:
 
 async def _last(stream: Stream, segments: _Segments, tools: Tools) -> Completion:
     """Upload what is left. A short log that ended before anything of it was recorded never sees the tail."""
-    if stream.unstored == 0 and stream.pending:
+    if stream.unstored == 0 and stream.pending and not stream.writing:
         stream.held = True
-        data = bytes(stream.pending)
+        recorded, data = stream.size, bytes(stream.pending)
         try:
             segment = await segments.upload(stream.stored, data)
         except TemporaryError:
             stream.held = False
             await tools.flusher.drained(stream)
             raise
-        return Completion(stream.log, stream.size, stream.size + len(data), stream.raw, segment, stream.truncated)
+        return Completion(stream.log, recorded, recorded + len(data), stream.raw, segment, stream.truncated)
     await tools.flusher.drained(stream)
     await segments.store_all()
     last = await segments.upload_tail() if stream.unstored else None
