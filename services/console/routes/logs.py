@@ -86,9 +86,14 @@ async def get_log(call: Call, context: Context) -> web.StreamResponse:
     else:
         response.content_length = end - start
     await response.prepare(call.request)
+    missing = end - start
     async for piece in _pieces(call, context, log, start, None if query.follow else end):
         async with asyncio.timeout(STUCK_SECONDS):
             await response.write(piece)
+        missing -= len(piece)
+    if missing > 0 and not query.follow and call.request.transport is not None:
+        # Fewer bytes came than were announced: the reader must see a broken answer, and not wait for the rest.
+        call.request.transport.close()
     await response.write_eof()
     return response
 
