@@ -18,6 +18,7 @@ from shared.clock import SystemClock
 from shared.config import load
 from shared.db.database import open_database
 from shared.events import JobReady, from_map
+from shared.log import configure
 from shared.objects import open_object_store
 from shared.runtime.process import ProcessRuntime
 from shared.settings import HostSettings, ObjectsSettings, RuntimeSettings
@@ -25,6 +26,7 @@ from shared.vault import Vault
 
 
 async def main(event_id: str) -> None:
+    configure("info", json=True)
     host, objects_settings, runtime_settings = load(os.environ, HostSettings, ObjectsSettings, RuntimeSettings)
     async with open_database(host.database_url) as database, open_object_store(objects_settings) as objects:
         runtime = ProcessRuntime(
