@@ -153,10 +153,10 @@ func TestCut(t *testing.T) {
 }
 
 func TestMessagesHoldNoAddress(t *testing.T) {
-	s := newStore(t)
 	for _, trouble := range []http.HandlerFunc{answer(403, "X"), answer(404, "NoSuchKey"), answer(301, ""), func(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, "http://127.0.0.1:1/"+testSecret, http.StatusFound)
 	}} {
+		s := newStore(t)
 		s.spoil(99, always, trouble)
 		b := newBench(t, "true").set("restore", []any{restore(s, "artifact", "a", "x", true)}).start()
 		waitFor(t, "a request", func() bool { return s.count("GET") > 0 })
