@@ -89,6 +89,13 @@ async def database(postgres_dsn: str, _template: str) -> AsyncIterator[str]:
         yield dsn
 
 
+@pytest.fixture(scope="module")
+async def module_database(postgres_dsn: str, _template: str) -> AsyncIterator[str]:
+    """As `database`, for tests that share a running system."""
+    async for dsn in _fresh_database(postgres_dsn, _template):
+        yield dsn
+
+
 @pytest.fixture
 async def empty_database(postgres_dsn: str) -> AsyncIterator[str]:
     async for dsn in _fresh_database(postgres_dsn, "template0"):

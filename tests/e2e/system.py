@@ -150,7 +150,7 @@ async def open_system(
     [port] = free_ports(1)
     token = new_token()
     async with open_database(database) as opened:
-        await opened.execute("INSERT INTO tenants (name) VALUES ('acme')")
+        await opened.execute("INSERT INTO tenants (name) VALUES ('acme') ON CONFLICT DO NOTHING")
         await opened.execute(
             "INSERT INTO tokens (id, name, hash, scopes) VALUES ($1, 'operator', $2, $3)",
             new_id(),
@@ -160,7 +160,8 @@ async def open_system(
     environment = {
         "PATH": os.environ["PATH"], "HUBFLOW_DATABASE_URL": database, "HUBFLOW_AMQP_URL": amqp_url,
         "HUBFLOW_SECRET_KEY": new_key(), "HUBFLOW_S3_ENDPOINT": s3.endpoint, "HUBFLOW_S3_ACCESS_KEY": s3.access_key,
-        "HUBFLOW_S3_SECRET_KEY": s3.secret_key, "HUBFLOW_S3_REGION": s3.region, "HUBFLOW_S3_BUCKET": f"test-{uuid.uuid4().hex[:12]}",
+        "HUBFLOW_S3_SECRET_KEY": s3.secret_key, "HUBFLOW_S3_REGION": s3.region,
+        "HUBFLOW_S3_BUCKET": f"test-{uuid.uuid4().hex[:12]}",
         "HUBFLOW_RUNTIME_KIND": "process", "HUBFLOW_RUNTIME_PROCESS_ROOT": str(folder / "jobs"),
         "HUBFLOW_RUNTIME_INSTALLATION": f"test-{uuid.uuid4().hex[:8]}", "HUBFLOW_ALLOW_PRIVATE_TARGETS": "true",
         "HUBFLOW_PUBLIC_URL": f"http://127.0.0.1:{port}",
