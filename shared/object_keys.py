@@ -52,6 +52,11 @@ def log_segment(tenant: str, run: uuid.UUID, job: str, attempt: int, offset: int
     return f"{tenant}/runs/{run}/logs/{_part(job)}/{attempt}/{offset:012}-{size}"
 
 
+def file(tenant: str, namespace: str, repo: str, path: str, tag: str) -> str:
+    """A file of a component's repository."""
+    return f"{tenant}/files/{_part(namespace)}/{_part(repo)}/{_part(path)}/{_part(tag)}"
+
+
 def _part(name: str) -> str:
     """A name as one part of a key: without `/`, never `.` or `..`, of bounded length, different for different names."""
     safe = name.replace("/", "~")

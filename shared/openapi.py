@@ -53,7 +53,7 @@ def document(endpoints: Iterable[Endpoint], server: str) -> dict[str, Any]:
     schemas, definitions = _schemas(table)
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in table:
-        path = re.sub(r"\{(\w+):[^}]*\}", r"{\1}", endpoint.path)
+        path = plain_path(endpoint)
         paths.setdefault(path, {})[endpoint.method.lower()] = _operation(endpoint, schemas)
     return {
         "openapi": "3.1.0",
@@ -77,6 +77,11 @@ def document(endpoints: Iterable[Endpoint], server: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def plain_path(endpoint: Endpoint) -> str:
+    """The path without the patterns of its parts."""
+    return re.sub(r"\{(\w+):[^}]*\}", r"{\1}", endpoint.path)
+
+
 def _schemas(table: list[Endpoint]) -> tuple[dict[Any, Any], dict[str, Any]]:
     """Schemas of all bodies and answers by (type, mode), and the definitions that they refer to."""
     wanted: dict[tuple[Any, JsonSchemaMode], Any] = {}
@@ -95,7 +100,9 @@ def _schemas(table: list[Endpoint]) -> tuple[dict[Any, Any], dict[str, Any]]:
 def _operation(endpoint: Endpoint, schemas: dict[Any, Any]) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "summary": endpoint.summary,
-        "operationId": "_".join([endpoint.method.lower(), *re.findall(r"\w+", endpoint.path.removeprefix("/api/v1/"))]),
+        "operationId": "_".join(
+            [endpoint.method.lower(), *re.findall(r"\w+", plain_path(endpoint).removeprefix("/api/v1/"))]
+        ),
         "tags": [_tag(endpoint)],
         "parameters": [*_path_parameters(endpoint), *_query_parameters(endpoint, schemas)],
         "responses": {

@@ -29,6 +29,11 @@ class Watch:
     def wake(self) -> None:
         self._woken.set()
 
+    @property
+    def woken(self) -> bool:
+        """Has something been told since the last `wait`?"""
+        return self._woken.is_set()
+
     async def wait(self, seconds: float = FALLBACK_SECONDS) -> None:
         """Return when something has been told since the last call, or after `seconds`."""
         try:
@@ -84,6 +89,8 @@ def _subject(topic: str, body: bytes) -> tuple[str, str]:
     _, _, rest = topic.partition(".")
     if rest.startswith("log."):
         return "log", rest.split(".")[1]
+    if not body:
+        return "", ""
     try:
         document = msgpack.unpackb(body)
     except (ValueError, msgpack.exceptions.ExtraData):

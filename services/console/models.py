@@ -323,6 +323,16 @@ class ArtifactList(pydantic.BaseModel):
     items: list[Artifact]
 
 
+class FileQuery(Body):
+    tag: str = pydantic.Field("latest", pattern=r"^\w[\w.-]{0,127}$", description="version of the file")
+
+
+class StoredFile(pydantic.BaseModel):
+    url: str
+    size: int
+    sha256: str
+
+
 # ---------------------------------------------------------------- operation
 
 

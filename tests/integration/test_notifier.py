@@ -104,7 +104,7 @@ async def become_due(database: Database) -> None:
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
     async with asyncio.timeout(seconds):
-        while not await condition():  # noqa: ASYNC110 - it is in the database
+        while not await condition():
             await asyncio.sleep(0.02)
 
 
@@ -226,7 +226,7 @@ async def test_t80_a_retry_has_the_same_id_and_body_and_a_fresh_signature(served
     await served.host.database.execute("UPDATE runs SET state = 'failed', finished_at = now()")
     receiver.answer = None
     begun = int(first.headers["webhook-timestamp"])
-    while int(served.host.clock.now().timestamp()) == begun:  # noqa: ASYNC110 - signatures have whole seconds
+    while int(served.host.clock.now().timestamp()) == begun:
         await asyncio.sleep(0.05)
     await become_due(served.host.database)
     second = await receiver.next()
