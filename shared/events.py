@@ -255,8 +255,8 @@ class JobEnded(JobEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobLogStored(JobEvent):
-    """An attempt's whole log is in object storage. Told by log_collector, heard by status_watcher: removes the
-    container."""
+    """An attempt's whole log is in object storage. Told by log_collector, heard by notifier and live readers. (The sweep of
+    status_watcher, which then removes the container, looks at the database.)"""
 
     TYPE: ClassVar[str] = "job.log.stored"
     container: str

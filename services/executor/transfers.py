@@ -34,8 +34,7 @@ async def transfers_of(
         save.append(await _saved_cache(objects, cache, name, key, seconds))
     for fetch in job.fetch:
         restore += await _fetched(objects, claimed, fetch, facts, seconds)
-    for artifact in job.artifacts:
-        save.append(await _saved_artifact(objects, claimed, artifact, seconds))
+    save += [await _saved_artifact(objects, claimed, artifact, seconds) for artifact in job.artifacts]
     return restore, save
 
 

@@ -49,8 +49,13 @@ def patterns_of(secrets: Iterable[str]) -> tuple[bytes, ...]:
 def _spellings(value: str) -> set[bytes]:
     raw = value.encode("utf-8", "replace")
     spellings = {raw}
-    for written in (urllib.parse.quote(value, safe=""), urllib.parse.quote_plus(value), json.dumps(value)[1:-1],
-                    json.dumps(value, ensure_ascii=False)[1:-1]):  # fmt: skip
+    for written in (
+        urllib.parse.quote(value),
+        urllib.parse.quote(value, safe=""),
+        urllib.parse.quote_plus(value),
+        json.dumps(value)[1:-1],
+        json.dumps(value, ensure_ascii=False)[1:-1],
+    ):
         spellings.add(written.encode("utf-8", "replace"))
     for encode in (base64.b64encode, base64.urlsafe_b64encode):
         for shift in range(3):

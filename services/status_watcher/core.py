@@ -126,7 +126,7 @@ def _of_document(document: Mapping[str, Any], seen: Observation) -> tuple[str, s
     if outcome == "stopped":
         # Who asked for it is the scheduler's to say; without a request of ours the place itself has ended it.
         if seen.reason in _OF_THE_PLACE:
-            return JobState.LOST, seen.reason, seen.message or told
+            return JobState.LOST, seen.reason, seen.message or told or _GONE
         return JobState.CANCELLED, Reason.CANCELLED, told or "it was told to end and has ended"
     reason, otherwise = _WRAPPER_FAILURES.get(
         outcome,
@@ -138,6 +138,7 @@ def _of_document(document: Mapping[str, Any], seen: Observation) -> tuple[str, s
     return JobState.FAILED, reason, told or otherwise
 
 
+_GONE = "the place where it ran is gone; try again"
 _OOM = "it used more memory than its limit; raise `resources.memory`, or let the job need less"
 
 
@@ -153,7 +154,7 @@ def _of_success(document: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _without_document(seen: Observation) -> tuple[str, str, str]:
     if seen.reason in _OF_THE_PLACE:
-        return JobState.LOST, seen.reason, seen.message or "the place where it ran is gone; try again"
+        return JobState.LOST, seen.reason, seen.message or _GONE
     if seen.reason == Reason.CANCELLED:
         return JobState.CANCELLED, Reason.CANCELLED, seen.message or "it was stopped before it could tell how it ended"
     if seen.reason == Reason.OOM_KILLED:

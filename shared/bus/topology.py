@@ -17,7 +17,6 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "*.tenant.quota_changed",
     ),
     "executor": ("*.job.ready", "*.job.stop_requested", "*.run.finished"),
-    "status_watcher": ("*.job.log.stored",),
     "log_collector": ("*.job.submitted",),
     "notifier": ("#",),
 }

@@ -1,4 +1,4 @@
-"""Runs and attempts in a real database, with the scheduler played by the test; real runtime, wrapper, S3 and bus around them."""
+"""Runs and attempts in a real database, the scheduler played by the test; real runtime, wrapper, S3 and bus around them."""
 
 from __future__ import annotations
 

@@ -32,7 +32,9 @@ env: {GLOBAL: world}
 stages:
   - name: build
     jobs:
-      - {name: hello, env: {WHO: "${GLOBAL}"}, script: 'echo "hello $WHO $HUBFLOW_JOB $_WORKFLOW_FLAG_CACHE"; echo "[JOB_OUT] A = 1"'}
+      - name: hello
+        env: {WHO: "${GLOBAL}"}
+        script: 'echo "hello $WHO $HUBFLOW_JOB $_WORKFLOW_FLAG_CACHE"; echo "[JOB_OUT] A = 1"'
 """
 
 
@@ -94,15 +96,15 @@ async def test_t23_the_same_start_twice_and_by_two_replicas_makes_one_container(
 async def test_t24_a_start_that_was_not_told_is_told_by_the_next_delivery(house: House) -> None:
     ready = await house.ready(await house.run(SIMPLE), "hello")
 
-    class Died(Exception):
+    class DiedError(Exception):
         pass
 
     async def dies(batch: object) -> None:
-        raise Died
+        raise DiedError
 
     context = executor_of(house)
     dying = Context(**{**{name: getattr(context, name) for name in Context.__slots__}, "submissions": Batcher(dies)})
-    with pytest.raises(Died):
+    with pytest.raises(DiedError):
         await on_job_ready(ready, dying)
     async with watching(house):
         await house.finished(ready)  # T26: it ends before anybody has told that it was submitted
@@ -251,7 +253,8 @@ stages:
 
 
 async def test_shared_directory_lives_as_long_as_the_run(house: House) -> None:
-    job = 'inputs: {_WORKFLOW_FLAG_CACHE: "TRUE"}, script: \'echo x >> "$WORKFLOW_CACHE/f"; echo "[JOB_OUT] N = $(wc -l < "$WORKFLOW_CACHE/f")"\''
+    script = 'echo x >> "$WORKFLOW_CACHE/f"; echo "[JOB_OUT] N = $(wc -l < "$WORKFLOW_CACHE/f")"'
+    job = f"inputs: {{_WORKFLOW_FLAG_CACHE: 'TRUE'}}, script: '{script}'"
     run = await house.run(f"name: shares\nstages: [{{name: s, jobs: {{a: {{{job}}}, b: {{{job}}}}}}}]\n")
     context = executor_of(house)
     async with watching(house):
@@ -285,7 +288,11 @@ name: asks
 stages:
   - name: ask
     type: pause
-    jobs: {a: {script: 'echo "[JOB_OUT] LINK = $_WORKFLOW_FLOW_PAUSE_HOOK_RESUME_API"; echo "[JOB_OUT] SAME = $HUBFLOW_APPROVE_URL"'}}
+    jobs:
+      a:
+        script: |
+          echo "[JOB_OUT] LINK = $_WORKFLOW_FLOW_PAUSE_HOOK_RESUME_API"
+          echo "[JOB_OUT] SAME = $HUBFLOW_APPROVE_URL"
 """
     ready = await house.ready(await house.run(source), "a")
     async with watching(house):
@@ -301,7 +308,8 @@ stages:
 
 async def test_run_flow_starts_another_workflow_once(house: House) -> None:
     await house.run(SIMPLE)
-    source = 'name: caller\nstages: [{name: s, jobs: {a: {component: "hub/tencenthub/run_flow", inputs: {FLOW_ID: acme/x/simple}}}}]\n'
+    job = "{component: hub/tencenthub/run_flow, inputs: {FLOW_ID: acme/x/simple}}"
+    source = f"name: caller\nstages: [{{name: s, jobs: {{a: {job}}}}}]\n"
     ready = await house.ready(await house.run(source), "a")
     for _ in range(2):
         await on_job_ready(ready, executor_of(house))
@@ -340,7 +348,7 @@ async def test_a_start_costs_little_beyond_the_spawn(house: House) -> None:
     """The hot path: one claim, no S3, one transaction after the start."""
     context = executor_of(house)
     run = await house.run(
-        "name: many\nstages: [{name: s, jobs: {%s}}]\n" % ", ".join(f"j{n}: {{script: 'true'}}" for n in range(12))
+        "name: many\nstages: [{name: s, jobs: {" + ", ".join(f"j{n}: {{script: 'true'}}" for n in range(12)) + "}}]\n"
     )
     spawns: list[float] = []
     whole: list[float] = []

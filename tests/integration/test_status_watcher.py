@@ -31,7 +31,7 @@ from shared.errors import TemporaryError
 from shared.events import JobFinished, JobReady, JobRunning
 from shared.runtime.protocol import ContainerSpec, Observation, Phase
 from tests.integration.jobs import TENANT, House, container_of, opened_house, tasks_of, until
-from tests.integration.test_executor import SIMPLE, executor_of
+from tests.integration.test_executor import executor_of
 
 
 @pytest.fixture
