@@ -4,6 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 which=$1
 chosen=${T:-tests}
+# The others start whole systems or take their time even where embedded servers suffice.
+[ "$which" = all ] || chosen=${T:-tests/unit tests/contract}
 options=()
 status=0
 [ -z "${K:-}" ] || options+=(-k "$K")
