@@ -1,8 +1,8 @@
 """Where the server is and who is asking: options, HUBFLOW_URL, HUBFLOW_TOKEN, HUBFLOW_TENANT, or the context file.
 
 `hubflow dev` writes the file `.hubflow/context.json`; it is searched from the working directory upwards, so that after
-`hubflow dev` every command just works. What the environment says comes first, item by item; but a token of the file is
-never sent to another server than the file's.
+`hubflow dev` every command just works. HUBFLOW_CONTEXT names another such file. What the environment says comes first,
+item by item; but a token of the file is never sent to another server than the file's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cli.failure import USAGE, Failure
 
 FOLDER = ".hubflow"
 FILE = "context.json"
-VARIABLES = ("HUBFLOW_URL", "HUBFLOW_TOKEN", "HUBFLOW_TENANT")
+VARIABLES = ("HUBFLOW_URL", "HUBFLOW_TOKEN", "HUBFLOW_TENANT", "HUBFLOW_CONTEXT")
 """Variables of the command; they are no settings of the services."""
 
 
@@ -65,7 +65,8 @@ def write(path: Path, context: Context) -> None:
 
 def resolve(options: Mapping[str, Any], environment: Mapping[str, str], start: Path) -> Context:
     """The context of one command. `options`: `url` and `tenant` of the command line (None: not given)."""
-    path = find(start)
+    named = environment.get("HUBFLOW_CONTEXT")
+    path = Path(named) if named else find(start)
     stored = read(path) if path else Context("")
     url = (options.get("url") or environment.get("HUBFLOW_URL") or stored.url).rstrip("/")
     if not url:

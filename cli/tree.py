@@ -123,3 +123,8 @@ def failed_jobs(run: Run) -> list[Mapping[str, Any]]:
 
 def paused_stages(run: Run) -> list[Mapping[str, Any]]:
     return [stage for stage in run.get("stages") or () if stage["state"] == "paused"]
+
+
+def undecided_stages(run: Run) -> list[Mapping[str, Any]]:
+    """Paused stages about which nobody has decided yet."""
+    return [stage for stage in paused_stages(run) if not stage.get("decision")]

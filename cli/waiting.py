@@ -122,7 +122,7 @@ class LiveScreen:
         if self._run is None:
             return ""
         text = tree.as_rich(self._run, datetime.now(UTC), self._console.width)
-        for stage in tree.paused_stages(self._run):
+        for stage in tree.undecided_stages(self._run):
             for hint in pause_hints(self._run, stage):
                 text.append(f"\n    {hint}", style=STYLES["paused"])
         return text
@@ -144,7 +144,8 @@ class LineScreen:
             if stage["state"] == "paused" and self._tell(
                 "stage " + stage["name"], stage, f"stage {stage['name']}", now, None
             ):
-                self._say("\n".join(f"    {hint}" for hint in pause_hints(run, stage)))
+                hints = pause_hints(run, stage) if stage in tree.undecided_stages(run) else []
+                self._say("\n".join(f"    {hint}" for hint in hints))
         for job in tree.jobs(run):
             self._tell("job " + job["name"], job, f"{job['stage']} / {job['name']}", now, job.get("started_at"))
         if over:

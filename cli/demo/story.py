@@ -88,7 +88,7 @@ async def tell(options: Options) -> int:
         await _look_at_everything(scene, branch, release)
         _sum_up(scene, release, time.monotonic() - began, options)
         if options.keep:
-            _say(f"Hubflow goes on at {scene.dev.url}; Ctrl-C ends it.")
+            _say(f"\n  Hubflow goes on at {scene.dev.url}; Ctrl-C ends it.")
             await scene.dev.services
     return 1 if scene.checks.broken else 0
 
@@ -310,18 +310,26 @@ def _sum_up(scene: Scene, release: tree.Run, seconds: float, options: Options) -
     click.echo(styled(f"\n{verdict}, {total} in all, after {duration(seconds)}", "red" if checks.broken else "green"))
     for what in checks.broken:
         _say(f"✖ {what}")
-    _what_next(options, bool(checks.broken))
+    _what_next(options, broken=bool(checks.broken))
 
 
-def _what_next(options: Options, broken: bool) -> None:
+def _what_next(options: Options, *, broken: bool) -> None:
     shown = options.state.relative_to(Path.cwd()) if options.state.is_relative_to(Path.cwd()) else options.state
-    click.echo("\nTry next:")
+    tries = [
+        ("hubflow demo --keep", "the same, and Hubflow goes on; then, in another terminal:"),
+        (
+            f"export HUBFLOW_CONTEXT={shown}/context.json",
+            "  look around with `hubflow run list`, `hubflow run show @latest`",
+        ),
+        (f"less components/examples/{NAME}/{WORKFLOW_FILE}", "the workflow file, with comments"),
+        ("less docs/demo.md", "what has happened, and where to look"),
+    ]
     if broken:
-        _say(f"less {shown}/services.log                     what the services say")
-    _say("hubflow demo --keep                             the same, and Hubflow goes on")
-    _say(f"hubflow dev --state {shown}             look around: `hubflow run list`, `run show @latest`")
-    _say(f"less components/examples/{NAME}/{WORKFLOW_FILE}   the workflow file, with comments")
-    _say("less docs/demo.md                               what has happened, and where to look")
+        tries.insert(0, (f"less {shown}/services.log", "what the services say"))
+    width = max(len(command) for command, _ in tries)
+    click.echo("\nTry next:")
+    for command, why in tries:
+        _say(f"{command.ljust(width)}  {why}")
 
 
 async def _cancel(scene: Scene) -> None:
