@@ -34,13 +34,13 @@ class Watch:
         """Has something been told since the last `wait`?"""
         return self._woken.is_set()
 
-    async def wait(self, seconds: float = FALLBACK_SECONDS) -> None:
-        """Return when something has been told since the last call, or after `seconds`."""
+    async def wait(self, seconds: float = FALLBACK_SECONDS) -> bool:
+        """Return when something has been told since the last call (True), or after `seconds` (False)."""
         try:
             async with asyncio.timeout(seconds):
-                await self._woken.wait()
+                return await self._woken.wait()
         except TimeoutError:
-            return
+            return False
         finally:
             self._woken.clear()
 

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from services.console import core
 from services.console.context import Context
+from services.console.live import FALLBACK_SECONDS
 from services.console.models import (
     CancelledRun,
     CancelRun,
@@ -57,29 +58,31 @@ async def list_runs(call: Call, context: Context) -> web.Response:
 
 async def get_run(call: Call, context: Context) -> web.Response:
     query, run = call.query(RunQuery), RunRef.parse(call.path("run"))
-    if query.wait:
-        run = await _wait(call, context, run, query)
-    row = await store.tree(context.database, call.tenant, run)
+    row = await (_wait(call, context, run, query) if query.wait else store.tree(context.database, call.tenant, run))
     if row is None:
         raise store.not_found(call.path("run"))
     return http.reply(core.run_view(row))
 
 
-async def _wait(call: Call, context: Context, run: RunRef, query: RunQuery) -> RunRef:
-    """Return when the run has come to `query.until`, or the time is over."""
-    deadline = asyncio.get_running_loop().time() + query.wait
+async def _wait(call: Call, context: Context, run: RunRef, query: RunQuery) -> Any:
+    """The run's tree when it has come to `query.until`, or the time is over."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + query.wait
     now = await store.brief(context.database, call.tenant, run, call.path("run"))
     since = now["seq"] if query.since is None else query.since
     run = RunRef.of(now["id"])
     with context.changes.watching(now["id"], *_WAKING[query.until]) as watch:
+        # Looked at inside the watch, so that nothing can be missed between the look and the waiting.
+        look = store.tree
         while True:
-            # Looked at inside the watch, so that nothing can be missed between the look and the waiting.
-            now = await store.brief(context.database, call.tenant, run, call.path("run"))
-            left = deadline - asyncio.get_running_loop().time()
-            done = core.is_reached(query.until, now["state"], now["seq"], since)
+            now = await look(context.database, call.tenant, run)
+            left = deadline - loop.time()
+            done = now is None or core.is_reached(query.until, now["state"], now["seq"], since)
             if done or left <= 0 or context.changes.closed or _gone(call.request):
-                return run
-            await watch.wait(min(left, 1.0))
+                break
+            # Most looks without a cause find nothing new: those are cheap ones.
+            look = store.tree if await watch.wait(min(left, FALLBACK_SECONDS)) else store.glance
+    return now if look is store.tree else await store.tree(context.database, call.tenant, run)
 
 
 def _gone(request: web.Request) -> bool:

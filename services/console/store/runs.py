@@ -82,13 +82,18 @@ async def tree(database: Database, tenant: str, run: RunRef) -> Any | None:
     return await database.fetchrow(f"{_TREE} WHERE r.tenant = $1 AND {run.clause}", tenant, run.value)
 
 
-async def brief(database: Database, tenant: str, run: RunRef, text: str) -> Any:
-    """id, state and seq. Raises UserError 404, naming `text`."""
-    row = await database.fetchrow(
+async def glance(database: Database, tenant: str, run: RunRef) -> Any | None:
+    """id, number, state, workflow and seq."""
+    return await database.fetchrow(
         "SELECT r.id, r.number, r.state, r.workflow, c.seq FROM runs r JOIN run_counters c ON c.run = r.id "
         f"WHERE r.tenant = $1 AND {run.clause}",
         tenant, run.value,
     )  # fmt: skip
+
+
+async def brief(database: Database, tenant: str, run: RunRef, text: str) -> Any:
+    """The same. Raises UserError 404, naming `text`."""
+    row = await glance(database, tenant, run)
     if row is None:
         raise not_found(text)
     return row
