@@ -1,0 +1,225 @@
+"""How quick the main line is: one run, ten jobs in a row, a hundred at once, two hundred runs at once.
+
+    python -m bench.main_line [--rounds N] [--shape separate|one_process] [--output build/bench.json]
+
+Everything is real and durable: PostgreSQL with fsync, RabbitMQ with quorum queues (shape `separate`: six processes), the process
+runtime with CommandWrapper, logs and outcomes stored. The floors are measured in the same run: what one commit, one message
+and one process cost on this machine at this moment. Quote medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import asyncpg
+
+from shared.bus.amqp import open_amqp_bus
+from shared.bus.protocol import Consumer, Message
+from shared.embedded import embedded_postgres, embedded_s3
+from tests.e2e.system import open_system
+from tests.servers.rabbitmq import started_rabbitmq
+
+NOTHING = "':'"
+
+
+def workflow(name: str, jobs: int, *, serial: bool) -> str:
+    lines = [f"name: {name}", "stages:", "- name: s", f"  sequencing: {'serial' if serial else 'parallel'}", "  jobs:"]
+    return "\n".join(lines + [f"  - {{name: j{n}, script: {NOTHING}}}" for n in range(jobs)]) + "\n"
+
+
+class Client:
+    """An API client that waits, over kept-alive connections."""
+
+    def __init__(self, url: str, token: str, tenant: str, http: aiohttp.ClientSession) -> None:
+        self._url, self._http = f"{url}/api/v1", http
+        self._headers = {"Authorization": f"Bearer {token}", "Hubflow-Tenant": tenant}
+
+    async def ask(self, method: str, path: str, body: Any = None) -> Any:
+        async with self._http.request(method, self._url + path, json=body, headers=self._headers) as response:
+            answer = await response.json()
+            if response.status >= 400:
+                raise RuntimeError(f"{method} {path}: {response.status} {answer}")
+            return answer
+
+    async def run(self, name: str) -> None:
+        """Start and wait until run.finished is visible."""
+        run = (await self.ask("POST", f"/workflows/{name}/runs", {}))["id"]
+        while True:
+            view = await self.ask("GET", f"/runs/{run}?wait=30&until=finished")
+            if view["finished_at"]:
+                if view["state"] != "succeeded":
+                    raise RuntimeError(f"the run {view['state']}: {view['message']}")
+                return
+
+
+async def timed(work: Callable[[], Awaitable[Any]], rounds: int) -> list[float]:
+    """Seconds of each round, after one that does not count."""
+    await work()
+    times = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        await work()
+        times.append(time.perf_counter() - begin)
+    return times
+
+
+async def measure(client: Client, rounds: int) -> dict[str, float]:
+    for name, jobs, serial in (("l1", 1, False), ("l10", 10, True), ("f100", 100, False)):
+        await client.ask("PUT", f"/workflows/{name}", {"source": workflow(name, jobs, serial=serial)})
+
+    async def two_hundred() -> None:
+        await asyncio.gather(*(client.run("l1") for _ in range(200)))
+
+    few = max(3, rounds // 5)
+    l1 = statistics.median(await timed(lambda: client.run("l1"), rounds * 2))
+    l10 = statistics.median(await timed(lambda: client.run("l10"), rounds))
+    f100 = statistics.median(await timed(lambda: client.run("f100"), few))
+    many = statistics.median(await timed(two_hundred, few))
+    return {"L1_ms": l1 * 1e3, "L10_ms": l10 * 1e3, "F100_s": f100, "T_runs_per_s": 200 / many}
+
+
+# ---------------------------------------------------------------- floors
+
+
+async def floors(dsn: str, amqp_url: str, rounds: int) -> dict[str, float]:
+    return {
+        "commit_ms": await commit_ms(dsn, rounds * 10),
+        "message_ms": await message_ms(amqp_url, rounds * 10),
+        "spawn_ms": spawn_ms(rounds * 10),
+    }
+
+
+async def commit_ms(dsn: str, rounds: int) -> float:
+    """One statement that commits by itself."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute("CREATE TABLE IF NOT EXISTS bench_floor (n int)")
+        return 1e3 * statistics.median(
+            await timed(lambda: connection.execute("INSERT INTO bench_floor VALUES (1)"), rounds)
+        )
+    finally:
+        await connection.close()
+
+
+async def message_ms(amqp_url: str, rounds: int) -> float:
+    """From publish to delivery, through a quorum queue."""
+    bus = await open_amqp_bus(amqp_url)
+    came = asyncio.Event()
+
+    async def hear(_: Message) -> None:
+        came.set()
+
+    async def once() -> None:
+        came.clear()
+        bus.publish(Message(uuid.uuid4(), "bench.floor", b"x"))
+        await came.wait()
+
+    try:
+        await bus.consume(Consumer("bench", ["bench.floor"], hear))
+        return 1e3 * statistics.median(await timed(once, rounds))
+    finally:
+        await bus.close()
+
+
+def spawn_ms(rounds: int) -> float:
+    """A process that does nothing, waited for."""
+    times = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
+        times.append(time.perf_counter() - begin)
+    return 1e3 * statistics.median(times)
+
+
+# ---------------------------------------------------------------- shapes
+
+
+@asynccontextmanager
+async def separate(folder: Path, dsn: str, amqp_url: str) -> AsyncIterator[Client]:
+    """Each service a process of its own, over RabbitMQ."""
+    async with AsyncExitStack() as stack:
+        s3 = await stack.enter_async_context(embedded_s3(folder, die_with_parent=True))
+        system = await stack.enter_async_context(
+            open_system(folder, dsn, s3, amqp_url, log_level="warning", migrate="true")
+        )
+        http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=256)))
+        yield Client(system.url, system.token, "acme", http)
+
+
+@asynccontextmanager
+async def one_process(folder: Path) -> AsyncIterator[Client]:
+    """All services in one process, on the in-process bus: the laptop's case. The client is another process, as a user's is."""
+    command = [sys.executable, "-m", "cli.main", "dev", "--state", str(folder), "--runtime", "process"]
+    with (folder.parent / "one.log").open("wb") as log:
+        process = subprocess.Popen(command, env={**os.environ, "HUBFLOW_LOG_LEVEL": "warning"}, stdout=log, stderr=log)
+    try:
+        context = await _context(folder / "context.json", process, folder.parent / "one.log")
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=256)) as http:
+            yield Client(context["url"], context["token"], context["tenant"], http)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+async def _context(path: Path, process: subprocess.Popen[bytes], log: Path) -> dict[str, str]:
+    async with asyncio.timeout(120):
+        while not path.exists():
+            if process.poll() is not None:
+                raise RuntimeError(f"hubflow dev ended:\n{log.read_text()}")
+            await asyncio.sleep(0.05)
+    context: dict[str, str] = json.loads(path.read_text())
+    return context
+
+
+async def main(rounds: int, shapes: list[str]) -> dict[str, Any]:
+    result: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.release()}"}
+    with tempfile.TemporaryDirectory(prefix="hubflow-bench-") as name:
+        folder = Path(name)
+        async with (
+            embedded_postgres(folder, die_with_parent=True) as dsn,
+            started_rabbitmq(folder / "rabbitmq") as broker,
+        ):
+            result["floors"] = await floors(dsn, await broker.new_vhost(), rounds)
+            if "separate" in shapes:
+                await _migrated(dsn)
+                async with separate(folder, dsn, await broker.new_vhost()) as client:
+                    result |= await measure(client, rounds)
+        if "one_process" in shapes:
+            async with one_process(folder / "one") as client:
+                result["one_process"] = await measure(client, rounds)
+    return result
+
+
+async def _migrated(dsn: str) -> None:
+    from shared.db.database import open_database
+    from shared.db.migrate import migrate
+
+    async with open_database(dsn, max_connections=1) as database:
+        await migrate(database)
+
+
+if __name__ == "__main__":
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--rounds", type=int, default=20)
+    arguments.add_argument("--shape", action="append", choices=["separate", "one_process"])
+    arguments.add_argument("--output", type=Path, default=Path("build/bench.json"))
+    given = arguments.parse_args()
+    figures = asyncio.run(main(given.rounds, given.shape or ["separate", "one_process"]))
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.write_text(json.dumps(figures, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
