@@ -215,14 +215,14 @@ async def test_what_the_server_refuses_is_a_sentence_with_a_hint(place):
 
 
 async def test_the_second_start_is_quick_and_finds_everything(tmp_path):
-    async with development(tmp_path / ".hubflow", runtime="process", throwaway=True) as first:
+    async with development(tmp_path / ".hubflow", runtime="process") as first:
         assert first.first_start
     began = time.monotonic()
-    async with development(tmp_path / ".hubflow", runtime="process", throwaway=True) as second:
+    async with development(tmp_path / ".hubflow", runtime="process") as second:
         taken = time.monotonic() - began
         assert not second.first_start
         assert (second.token, second.tenant) == (first.token, first.tenant)
-    assert taken < 6, "2 s on an idle machine; the tests share theirs"
+    assert taken < 8, "2 s on an idle machine; tests share theirs"
 
 
 async def test_dev_goes_on_in_the_background_until_it_is_stopped(tmp_path):

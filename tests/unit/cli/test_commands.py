@@ -51,7 +51,7 @@ def test_examples_in_help_name_commands_and_options_that_exist():
     known = {" ".join(words): command for words, command in ALL}
     checked = 0
     for words, command in ALL:
-        for line in re.findall(r"hubflow [^\n&|`]*", command.epilog or ""):
+        for line in re.findall(r"(?<![\w:/])hubflow [^\n&|`)]*", command.epilog or ""):
             parts = line.split("   ")[0].split()
             name = next(" ".join(parts[:size]) for size in (4, 3, 2) if " ".join(parts[:size]) in known)
             options = {opt for parameter in known[name].params for opt in (*parameter.opts, *parameter.secondary_opts)}

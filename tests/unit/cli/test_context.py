@@ -46,3 +46,10 @@ def test_a_damaged_file_is_named(project, text):
     (project / ".hubflow" / "context.json").write_text(text)
     with pytest.raises(Failure, match=r"context\.json"):
         context.resolve({}, {}, project)
+
+
+def test_a_context_file_can_be_named(project, tmp_path):
+    found = context.resolve({}, {"HUBFLOW_CONTEXT": str(project / ".hubflow" / "context.json")}, tmp_path / "elsewhere")
+    assert found.token == "hf_t"
+    with pytest.raises(Failure, match="missing"):
+        context.resolve({}, {"HUBFLOW_CONTEXT": str(tmp_path / "missing")}, tmp_path)
