@@ -17,8 +17,8 @@ MASK = b"***"
 SHORTEST = 4
 SHORTEST_LINE = 6
 SHORTEST_BASE64 = 8
-LONGEST_HOLD = 1 << 16
-"""Bytes held back at most beyond the longest secret, when matches follow one another without a gap."""
+LONGEST_HOLD = 4096
+"""Bytes held back at most beyond twice the longest secret, when matches overlap one another without end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,8 @@ class Masker:
     """
 
     def __init__(self, patterns: tuple[bytes, ...]) -> None:
-        self._patterns = patterns
+        self._patterns = [(pattern, _period(pattern)) for pattern in patterns]
+        self._longest_hold = LONGEST_HOLD + 2 * max(map(len, patterns), default=0)
         self._held = b""
 
     def feed(self, chunk: bytes) -> Masked:
@@ -101,11 +102,11 @@ class Masker:
     def _spans(self, window: bytes) -> list[tuple[int, int]]:
         """Where patterns stand, overlapping ones joined, in order."""
         found: list[tuple[int, int]] = []
-        for pattern in self._patterns:
+        for pattern, period in self._patterns:
             at = window.find(pattern)
             while at >= 0:
                 found.append((at, at + len(pattern)))
-                at = window.find(pattern, at + 1)
+                at = window.find(pattern, at + period)
         found.sort()
         joined: list[tuple[int, int]] = []
         for start, stop in found:
@@ -117,11 +118,11 @@ class Masker:
 
     def _safe_end(self, window: bytes, spans: list[tuple[int, int]]) -> int:
         """The end of what no further byte can change."""
-        end = min((self._beginning(window, pattern) for pattern in self._patterns), default=len(window))
+        end = min((self._beginning(window, pattern) for pattern, _ in self._patterns), default=len(window))
         for start, stop in spans:
             if start < end < stop:
                 # What is held back overlaps a match and may make it longer; only a hostile stream does so for long.
-                return start if len(window) - start <= LONGEST_HOLD else stop
+                return start if len(window) - start <= self._longest_hold else stop
         return end
 
     @staticmethod
@@ -133,6 +134,11 @@ class Masker:
                 return at
             at = window.find(pattern[:1], at + 1)
         return len(window)
+
+
+def _period(pattern: bytes) -> int:
+    """The least distance at which the pattern can follow itself, overlapping: its length if it cannot overlap."""
+    return next(shift for shift in range(1, len(pattern) + 1) if pattern.startswith(pattern[shift:]))
 
 
 def _replace(window: bytes, spans: list[tuple[int, int]], end: int) -> bytes:
