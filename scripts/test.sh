@@ -9,13 +9,9 @@ chosen=${T:-tests}
 options=()
 status=0
 [ -z "${K:-}" ] || options+=(-k "$K")
-if [ "$which" = quick ]; then
-  options+=(-m "not servers" -q)
-else
-  # Tests of the same slow server stay together on one worker.
-  [ -n "${T:-}${K:-}" ] || options+=(-n 2 --dist loadgroup)
-  options+=(--durations 10)
-fi
+# Tests of the same slow server stay together on one worker.
+[ -n "${T:-}${K:-}" ] || options+=(-n 2 --dist loadgroup)
+if [ "$which" = quick ]; then options+=(-m "not servers" -q); else options+=(--durations 10); fi
 if [ -z "${T:-}${K:-}" ] && [ -e wrapper/go.mod ]; then
   echo "test: go test in wrapper/"
   go=$(scripts/go.sh)
