@@ -47,7 +47,7 @@ async def create_run(tx: Transaction, new: NewRun) -> tuple[uuid.UUID, int]:
             version=new.version,
             number=number,
             trigger=str(new.trigger.get("type", "api")),
-        )  # fmt: skip
+        )
     )
     return new.id, number
 

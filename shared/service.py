@@ -151,7 +151,7 @@ async def _run(
     _log.info("services ready", services=[each.name for each in services], url=host.public_url)
     ready()
     try:
-        done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
         health.ready = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(host.settings.shutdown_seconds):

@@ -276,7 +276,7 @@ async def _get(channel: aio_pika.abc.AbstractChannel, limit: int | None) -> list
 
 def _dead(message: AbstractIncomingMessage) -> DeadMessage:
     headers = message.headers
-    reason = str(headers.get("hubflow-reason") or f"RabbitMQ: {headers.get('x-first-death-reason', 'unknown')}")
+    reason = _word(headers.get("hubflow-reason")) or f"RabbitMQ: {_word(headers.get('x-first-death-reason')) or 'unknown'}"
     return DeadMessage(
         id=_message_id(message),
         queue=message.routing_key or "",
@@ -291,8 +291,13 @@ def _first_topic(headers: Any) -> str:
     """The topic a message had before RabbitMQ itself dead-lettered it."""
     for death in headers.get("x-death") or []:
         for key in death.get("routing-keys") or []:
-            return key.decode() if isinstance(key, bytes) else str(key)
+            return _word(key)
     return ""
+
+
+def _word(value: Any) -> str:
+    """A header's text, whichever of AMQP's two kinds of string it came as."""
+    return value.decode() if isinstance(value, bytes) else str(value or "")
 
 
 def _text(error: BaseException) -> str:
