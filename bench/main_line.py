@@ -3,8 +3,8 @@
     python -m bench.main_line [--rounds N] [--shape separate|one_process] [--output build/bench.json]
 
 Everything is real and durable: PostgreSQL with fsync, RabbitMQ with quorum queues (shape `separate`: six processes), the
-process runtime with CommandWrapper, logs and outcomes stored. The floors are measured in the same run: what one commit, one message
-and one process cost on this machine at this moment. Quote medians.
+process runtime with CommandWrapper, logs and outcomes stored. The floors are measured in the same run: what one commit,
+one message and one process cost on this machine at this moment. Quote medians.
 """
 
 from __future__ import annotations

@@ -530,7 +530,7 @@ async def test_what_daemonizes_is_killed_after_its_wrapper_was(process_place):
         watcher = Watcher(runtime)
         await watcher.until(name, Phase.FINISHED)
         async with asyncio.timeout(5):
-            while _lives(stray):  # noqa: ASYNC110 - nobody tells of the death of a stranger
+            while _lives(stray):
                 await asyncio.sleep(0.05)
         await watcher.close()
 
@@ -548,7 +548,7 @@ async def test_no_zombies_stay(process_place):
         for name in names:
             await runtime.start(spec(name, "true"))
         async with asyncio.timeout(5):
-            while runtime._attended:  # noqa: ASYNC110 - reaping is nobody's news
+            while runtime._attended:
                 await asyncio.sleep(0.01)
 
 
