@@ -241,3 +241,53 @@ async def test_dev_goes_on_in_the_background_until_it_is_stopped(tmp_path):
     assert gone.code == UNREACHABLE
     assert "hubflow dev" in gone.err
     assert "nothing runs" in (await here.run("dev", "--stop")).out
+
+
+IN_CONTAINER = """
+name: boxed
+stages:
+  - name: s
+    jobs:
+      - name: reach
+        component: hubflow-test/busybox:latest
+        script: |
+          mkdir -p out && echo from a container > out/file
+          wget -q -O - "$CONSOLE/healthz"
+        inputs: {CONSOLE: "URL"}
+        artifacts: [{name: out, paths: [out]}]
+"""
+
+
+async def test_containers_reach_object_storage_and_console_over_the_bridge(dockerd, tmp_path):
+    settings = {"HUBFLOW_RUNTIME_DOCKER_HOST": dockerd.url}
+    async with development(tmp_path / ".hubflow", "docker", throwaway=True, settings=settings) as dev:
+        assert (dev.runtime_kind, dev.bridge_address) == ("docker", dockerd.gateway)
+        public = dev.environment["HUBFLOW_PUBLIC_URL"]
+        assert public.startswith(f"http://{dockerd.gateway}:")
+        here = Place(dev, tmp_path)
+        await here.apply(IN_CONTAINER.replace("URL", public))
+        result = await here.run("run", "start", "boxed", "--logs")
+        assert result.code == 0, result.out + result.err
+        assert '"status":"ok"' in result.out
+        assert (await here.run("artifact", "get", "@latest", "out", "-x")).code == 0
+        assert [path.read_text() for path in tmp_path.glob("**/file")] == ["from a container\n"]
+
+
+async def test_a_component_is_inspected_and_run_without_a_server(dockerd, tmp_path, monkeypatch):
+    monkeypatch.setenv("DOCKER_HOST", dockerd.url)
+    here = Place(None, tmp_path)
+    shown = await here.run("component", "inspect", "hubflow-test/labelled:latest", "--local", "-o", "json")
+    assert shown.code == 0, shown.err
+    assert json.loads(shown.out)["component"]["description"] == "prints its input"
+    ran = await here.run("component", "run", "hubflow-test/labelled:latest", "-o", "json")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["outputs"] == {"SAID": "hello"}
+    unknown = await here.run("component", "inspect", "hubflow-test/unknown:latest", "--local")
+    assert unknown.code == UNREACHABLE
+
+
+async def test_a_component_is_inspected_in_its_registry(registry, tmp_path):
+    here = Place(None, tmp_path)
+    result = await here.run("component", "inspect", f"{registry.host}/none/there:1")
+    assert result.code == UNREACHABLE
+    assert "not known to its registry" in result.err
