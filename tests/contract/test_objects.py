@@ -189,9 +189,9 @@ def test_t52_a_thousand_parts_are_signed_in_a_moment() -> None:
     signer = Signer("http://127.0.0.1:9000", "us-east-1", "bucket", Credentials("AK", "SK"))
     best = 1.0
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()  # other work on this machine is not what is measured
         template, signatures = signer.parts("key", "upload", 1000, 600, datetime.now(UTC))
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     assert len(set(signatures)) == 1000
     assert template.count("{n}") == template.count("{signature}") == 1
     assert best < 0.03
