@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.component_label import ComponentLabel, Declared, read_label
 from cli.failure import OK, RUN_FAILED, RUN_TIMED_OUT, UNREACHABLE, Failure
 from cli.lazy import Group
 from cli.output import output_option, plain, printable, show_document
 from cli.run import assignments
+from shared.component_label import ComponentLabel, Declared, read_label
 
 if TYPE_CHECKING:
     from cli.component_image import ImageFacts

@@ -63,7 +63,7 @@ async def load(
     """The runs with these ids, locked. Finished and unknown ones are left out."""
     rows = await connection.fetch(
         f"SELECT {_RUN_COLUMNS}, t.quota FROM runs r JOIN tenants t ON t.name = r.tenant "  # noqa: S608 - constants
-        "WHERE r.id = ANY ($1) AND r.finished_at IS NULL ORDER BY r.id FOR UPDATE OF r"
+        "WHERE r.id = ANY ($1) AND r.finished_at IS NULL ORDER BY r.id FOR NO KEY UPDATE OF r"
         + (" SKIP LOCKED" if skip_locked else ""),
         list(ids),
     )

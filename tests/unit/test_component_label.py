@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.component_label import LABEL, read_label
+from shared.component_label import LABEL, read_label
 
 REAL = (
     '{"description": "build   with maven", "input": [ {"name":"CMD","desc":"必填, command"},'
