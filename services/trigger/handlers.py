@@ -25,6 +25,7 @@ from shared.log import get_logger
 from shared.runs import NewRun, create_run
 from shared.states import RunState
 from shared.vault import Vault
+from shared.workflow.model import Workflow
 
 SMALL_BODY = 1024 * 1024
 """Bytes below which a body is read without waiting for others."""
@@ -73,7 +74,8 @@ async def on_hook_received(call: Call, context: Context) -> web.Response:
             f"no sender {hook.source!r} is known", code="hook-not-found", status=404,
             hint=f"the address ends with one of: {', '.join(PROVIDERS)}",
         )  # fmt: skip
-    secret = context.vault.decrypt(await store.hook_secret(context.database, hook.tenant, hook.workflow))
+    sealed, version = await store.hook(context.database, hook.tenant, hook.workflow)
+    secret = context.vault.decrypt(sealed)
     async with _body(call.request, provider, context) as body:
         request = Request(call.request.headers, call.request.content_type.lower(), body)
         provider.verify(request, secret)
@@ -81,14 +83,16 @@ async def on_hook_received(call: Call, context: Context) -> web.Response:
     if incoming.kind == "ping":
         return http.reply({"outcome": "pong"})
     async with context.database.transaction() as tx:
-        status, answer = await _take(tx, hook, incoming, context)
+        model = await context.workflows.version(tx, hook.tenant, hook.workflow, version)
+        status, answer = await _take(tx, hook, incoming, model, version, context)
     _log.info("hook received", tenant=hook.tenant, workflow=hook.workflow, source=hook.source,
               delivery=incoming.delivery, outcome=answer["outcome"])  # fmt: skip
     return http.reply(answer, status)
 
 
-async def _take(tx: Transaction, hook: Hook, incoming: Incoming, context: Context) -> tuple[int, dict[str, Any]]:
-    version, model = await context.workflows.newest(tx, hook.tenant, hook.workflow)
+async def _take(
+    tx: Transaction, hook: Hook, incoming: Incoming, model: Workflow, version: int, context: Context
+) -> tuple[int, dict[str, Any]]:
     await store.receive(tx, hook, incoming)
     first = await store.earlier(tx, hook, incoming, context.settings.same_push_seconds)
     if first is not None and not (first.same_id and core.may_start_again(first.state)):

@@ -27,28 +27,38 @@ class Workflows:
         version = await tx.connection.fetchval(
             "SELECT version FROM workflows WHERE tenant = $1 AND name = $2 AND deleted_at IS NULL", tenant, name
         )
-        key = (tenant, name, version)
-        if version is None or key not in self._models:
+        if version is None:
             row = await latest_version(tx, tenant, name)
-            key = (tenant, name, row["version"])
-            self._models[key] = Workflow.from_json(row["document"])
+            version = row["version"]
+        return version, await self.version(tx, tenant, name, version)
+
+    async def version(self, tx: Transaction, tenant: str, name: str, version: int) -> Workflow:
+        """The model of a version that exists."""
+        key = (tenant, name, version)
+        if key not in self._models:
+            document = await tx.connection.fetchval(
+                "SELECT document FROM workflow_versions WHERE tenant = $1 AND workflow = $2 AND version = $3", *key
+            )
+            self._models[key] = Workflow.from_json(document)
             if len(self._models) > MODELS_KEPT:
                 self._models.popitem(last=False)
         self._models.move_to_end(key)
-        return key[2], self._models[key]
+        return self._models[key]
 
 
-async def hook_secret(database: Database, tenant: str, workflow: str) -> bytes:
-    """The encrypted secret that hooks of a workflow are signed with. Raises UserError 404."""
-    secret: bytes | None = await database.fetchval(
-        "SELECT hook_secret FROM workflows WHERE tenant = $1 AND name = $2 AND deleted_at IS NULL", tenant, workflow
+async def hook(database: Database, tenant: str, workflow: str) -> tuple[bytes, int]:
+    """The encrypted secret that hooks of a workflow are signed with, and its newest version. Raises UserError 404."""
+    row = await database.fetchrow(
+        "SELECT hook_secret, version FROM workflows WHERE tenant = $1 AND name = $2 AND deleted_at IS NULL",
+        tenant,
+        workflow,
     )
-    if secret is None:
+    if row is None:
         raise UserError(
             f"there is no hook for a workflow {workflow!r} of a tenant {tenant!r}", code="hook-not-found", status=404,
             hint="`hubflow hook show WORKFLOW` prints the address",
         )  # fmt: skip
-    return secret
+    return row["hook_secret"], row["version"]
 
 
 @dataclass(frozen=True, slots=True)
