@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -107,17 +107,15 @@ class Signer:
     def url(self, method: str, key: str, expires: int, now: datetime, **query: str) -> str:
         """A URL that lets anybody do `method` on `key` for `expires` seconds (at most a week)."""
         path, canonical_query = self._canonical(key, expires, now, query)
-        signature = self._sign(self._signing_key(now), method, path, canonical_query, now)
+        signature = self._signature_of(method, path, now)(canonical_query)
         return f"{self._base()}{path}?{canonical_query}&X-Amz-Signature={signature}"
 
     def parts(self, key: str, upload_id: str, parts: int, expires: int, now: datetime) -> tuple[str, list[str]]:
         """(template, signatures) of `parts` part uploads: 10 microseconds a part, as only the number differs."""
         path, canonical_query = self._canonical(key, expires, now, {"partNumber": "\0", "uploadId": upload_id})
         before, after = canonical_query.split(quote("\0"))
-        signing_key = self._signing_key(now)
-        signatures = [
-            self._sign(signing_key, "PUT", path, f"{before}{number}{after}", now) for number in range(1, parts + 1)
-        ]
+        sign = self._signature_of("PUT", path, now)
+        signatures = [sign(f"{before}{number}{after}") for number in range(1, parts + 1)]
         return f"{self._base()}{path}?{before}{{n}}{after}&X-Amz-Signature={{signature}}", signatures
 
     def _base(self) -> str:
@@ -147,12 +145,18 @@ class Signer:
             key = hmac.digest(key, word.encode(), "sha256")
         return key
 
-    def _sign(self, signing_key: bytes, method: str, path: str, canonical_query: str, now: datetime) -> str:
-        host = urlsplit(self.endpoint).netloc
-        request = f"{method}\n{path}\n{canonical_query}\nhost:{host}\n\nhost\nUNSIGNED-PAYLOAD"
-        digest = hashlib.sha256(request.encode()).hexdigest()
-        text = f"AWS4-HMAC-SHA256\n{now:%Y%m%dT%H%M%SZ}\n{self._scope(now)}\n{digest}"
-        return hmac.digest(signing_key, text.encode(), "sha256").hex()
+    def _signature_of(self, method: str, path: str, now: datetime) -> Callable[[str], str]:
+        """A function from a canonical query to its signature, with all that does not depend on the query done before."""
+        before = f"{method}\n{path}\n"
+        after = f"\nhost:{urlsplit(self.endpoint).netloc}\n\nhost\nUNSIGNED-PAYLOAD"
+        head = f"AWS4-HMAC-SHA256\n{now:%Y%m%dT%H%M%SZ}\n{self._scope(now)}\n"
+        signing_key = self._signing_key(now)
+
+        def signature(canonical_query: str) -> str:
+            digest = hashlib.sha256(f"{before}{canonical_query}{after}".encode()).hexdigest()
+            return hmac.digest(signing_key, (head + digest).encode(), "sha256").hex()
+
+        return signature
 
 
 class ObjectStore:
