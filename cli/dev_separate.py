@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.embedded.process import free_ports
+from shared.embedded.process import Launch, free_ports
 from shared.errors import TemporaryError
 
 READY_WITHIN = 60.0
@@ -57,10 +58,13 @@ async def open_separate(
 
 async def _spawn(names: tuple[str, ...], port: int, environment: Mapping[str, str], state: Path) -> _Child:
     own = {**environment, "HUBFLOW_HTTP_PORT": str(port)}
-    with (state / "services.log").open("ab") as log:
+    log_path = state / "services.log"
+    command = [sys.executable, "-m", "cli.main", "serve", *names]
+    # Not even a killed `hubflow dev` may leave services behind that nobody stops.
+    launch = Launch(command, log_path, die_with_parent=signal.SIGTERM)
+    with log_path.open("ab") as log:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "cli.main", "serve", *names,
-            env=own, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            *launch.arguments(), env=own, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     return _Child(names, port, process)
 

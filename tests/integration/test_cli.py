@@ -291,3 +291,14 @@ async def test_a_component_is_inspected_in_its_registry(registry, tmp_path):
     result = await here.run("component", "inspect", f"{registry.host}/none/there:1")
     assert result.code == UNREACHABLE
     assert "not known to its registry" in result.err
+
+
+async def test_services_in_processes_of_their_own(amqp_url, tmp_path):
+    settings = {"HUBFLOW_AMQP_URL": amqp_url}
+    opened = development(tmp_path / ".hubflow", "process", separate=True, throwaway=True, settings=settings)
+    async with opened as dev:
+        here = Place(dev, tmp_path)
+        await here.apply(GREET)
+        result = await here.run("run", "start", "greet", "--logs")
+        assert result.code == 0, result.out + result.err
+        assert "say | hello world" in result.out
