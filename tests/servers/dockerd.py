@@ -107,7 +107,10 @@ class Dockerd:
 
     def _supervise(self, insecure_registries: Iterable[str]) -> subprocess.Popen[bytes]:
         subnet = self.gateway + "/24"
-        _ip("link", "add", self._bridge, "type", "bridge")
+        # With an address of its own: a bridge without one takes that of a port, changes it as containers come and go, and
+        # those that have resolved the old one lose their packets to this machine for minutes.
+        address = ":".join(["02", *(f"{byte:02x}" for byte in secrets.token_bytes(5))])
+        _ip("link", "add", self._bridge, "address", address, "type", "bridge")
         _ip("address", "add", subnet, "dev", self._bridge)
         _ip("link", "set", self._bridge, "up")
         command = [
