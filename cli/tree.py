@@ -66,7 +66,7 @@ def notes(part: Mapping[str, Any]) -> Iterator[str]:
     why = plain(waiting.get("message") or part.get("message") or part.get("reason") or "")
     if waiting.get("position"):
         why += f" ({waiting['position']} before it)"
-    if why and not part.get("carried_from"):
+    if why and not part.get("carried_from") and not part.get("decision"):
         yield why if len(why) <= 160 else why[:159] + "…"
     decision = part.get("decision")
     if isinstance(decision, Mapping):

@@ -53,7 +53,9 @@ def demo(runtime: str, image: str, state: Path, keep: bool) -> int:
         say_error(str(error))
         return CONFIGURATION
     except (TemporaryError, PermanentError) as error:
-        raise Failure(str(error), hint=f"see the logs in {options.state}, or remove that folder to begin anew") from None
+        raise Failure(
+            str(error), hint=f"see the logs in {options.state}, or remove that folder to begin anew"
+        ) from None
 
 
 async def _until_signal(options: Options) -> int:
