@@ -15,7 +15,7 @@ from typing import Any
 from shared.embedded.process import Launch, free_ports
 from shared.errors import TemporaryError
 
-READY_WITHIN = 60.0
+READY_WITHIN = 120.0
 """Seconds that all services have to become ready."""
 END_WITHIN = 30.0
 """Seconds to end after TERM, before KILL."""

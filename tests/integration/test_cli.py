@@ -62,7 +62,7 @@ class Place:
     async def run(self, *arguments: str, stdin: str = "") -> Result:
         """`hubflow ARGUMENTS...` to its end. No command may ever show a trace."""
         process = await self.start(*arguments)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             out, err = await process.communicate(stdin.encode())
         result = Result(process.returncode or 0, out.decode(), err.decode())
         assert "Traceback" not in result.err
