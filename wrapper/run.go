@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"strings"
 	"syscall"
 )
@@ -51,6 +52,7 @@ func runJob(path string) int {
 		result.fail(outcomeWrapperFailed, phaseRestore, err.Error())
 		return conclude(job, result, real)
 	}
+	debug.SetGCPercent(50) // little of ours lives long; memory is the job's
 	transfers := &transfers{relay: relay}
 	return sequence(job, result, parts{
 		restorer: transfers, runner: &running{relay: relay}, saver: transfers, reporter: real, stop: relay.stop,

@@ -10,8 +10,10 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -44,7 +46,7 @@ const (
 func newUpload(ctx context.Context, c *client, spec UploadSpec) *upload {
 	u := &upload{client: c, spec: spec}
 	u.ctx, u.cancel = context.WithCancelCause(ctx)
-	buffers := max(1, min(4, uploadMemory/spec.PartBytes))
+	buffers := max(1, min(3, uploadMemory/spec.PartBytes))
 	u.free = make(chan []byte, buffers)
 	for range buffers {
 		u.free <- nil // made when first needed
@@ -57,9 +59,56 @@ func newUpload(ctx context.Context, c *client, spec UploadSpec) *upload {
 func (u *upload) takeBuffer() []byte {
 	select {
 	case buffer := <-u.free:
+		if buffer == nil {
+			buffer = partBuffer(u.spec.PartBytes)
+		}
 		return buffer[:0]
 	case <-u.ctx.Done():
 		return nil
+	}
+}
+
+// partBuffers keeps the buffers of finished uploads for those that follow.
+var partBuffers struct {
+	sync.Mutex
+	unused [][]byte
+}
+
+// partBuffer takes memory for a part from the kernel and not from the heap: it becomes resident only as it is filled, and the
+// garbage collector, which lets a heap double before it acts, knows nothing of it.
+func partBuffer(size int) []byte {
+	partBuffers.Lock()
+	defer partBuffers.Unlock()
+	for i, buffer := range partBuffers.unused {
+		if cap(buffer) == size {
+			partBuffers.unused = slices.Delete(partBuffers.unused, i, i+1)
+			return buffer
+		}
+	}
+	buffer, err := syscall.Mmap(-1, 0, size, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
+	if err != nil {
+		return make([]byte, 0, size)
+	}
+	return buffer[:0:size]
+}
+
+// release gives the buffers back after a success. Those of a failed upload may still be read by a broken request: they are
+// never used again.
+func (u *upload) release() {
+	partBuffers.Lock()
+	defer partBuffers.Unlock()
+	if u.part != nil {
+		partBuffers.unused = append(partBuffers.unused, u.part)
+	}
+	for {
+		select {
+		case buffer := <-u.free:
+			if buffer != nil {
+				partBuffers.unused = append(partBuffers.unused, buffer)
+			}
+		default:
+			return
+		}
 	}
 }
 
@@ -82,26 +131,11 @@ func (u *upload) Write(p []byte) (int, error) {
 			continue
 		}
 		n := min(len(p), u.spec.PartBytes-len(u.part))
-		u.part = growTo(u.part, len(u.part)+n, u.spec.PartBytes)
 		u.part = append(u.part, p[:n]...)
 		u.size += int64(n)
 		p, written = p[n:], written+n
 	}
 	return written, nil
-}
-
-// growTo doubles small buffers and goes to the whole part size at once afterwards, so that small archives stay small.
-func growTo(buffer []byte, need, most int) []byte {
-	if need <= cap(buffer) {
-		return buffer
-	}
-	room := max(2*cap(buffer), need, 64<<10)
-	if room > most/4 {
-		room = most
-	}
-	grown := make([]byte, len(buffer), room)
-	copy(grown, buffer)
-	return grown
 }
 
 func (u *upload) flushPart() error {
@@ -180,16 +214,19 @@ func (u *upload) Finish() error {
 		}
 		if err == nil {
 			u.abort() // the prepared multipart upload was not needed
+			u.release()
 		}
 		return err
 	}
 	if err := u.sendPart(); err != nil {
 		return err
 	}
+	u.part = nil
 	u.pending.Wait()
 	if err := context.Cause(u.ctx); err != nil {
 		return err
 	}
+	u.release()
 	return u.complete()
 }
 
