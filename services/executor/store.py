@@ -85,7 +85,8 @@ class Models:
 
     def model(self, key: str, document: Any, known: dict[str, Workflow]) -> Workflow:
         """The workflow of a row: from its document, or from what was known when it was asked for."""
-        model = known[key] if document is None else Workflow.from_json(document)
+        # Many jobs may have asked before the first answer came: the document is parsed for one of them only.
+        model = known.get(key) or self._models.get(key) or Workflow.from_json(document)
         self._models[key] = model
         self._models.move_to_end(key)
         if len(self._models) > MODELS:

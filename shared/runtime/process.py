@@ -32,6 +32,8 @@ from shared.states import Reason
 CHECK_EVERY = 1.0
 """Seconds between looks at what no file tells: wrappers killed with -9, and deadlines of stops."""
 CHUNK = 1 << 18
+SEARCH_EVERY = 15.0
+"""Seconds between looks at every process of the machine, for what containers left running."""
 SWEEP_EVERY = 60.0
 T = TypeVar("T")
 _log = get_logger("runtime")
@@ -229,16 +231,22 @@ class ProcessRuntime:
         try:
             with self._changes.listen([self._layout.events, self._layout.containers]) as listener:
                 names: Iterable[str] = self._layout.names()
-                patrolled = time.monotonic()
+                patrolled = searched = time.monotonic()
                 while True:
                     for name in names:
                         for news in telling.news(name, folders.observe(self._layout, name)):
+                            if news.phase is Phase.FINISHED and news.result is None:
+                                searched = 0.0  # its wrapper was killed, and may have left processes behind
                             yield news
                     names = await self._changed(listener, patrolled + CHECK_EVERY)
                     if time.monotonic() >= patrolled + CHECK_EVERY:
                         patrolled = time.monotonic()
-                        await asyncio.to_thread(self._patrol, telling.unfinished())
-                        names = {*names, *telling.unfinished(), *telling.unknown(self._layout.names())}
+                        await asyncio.to_thread(self._kill_overdue, telling.unfinished())
+                        names = {*names, *telling.unfinished()}
+                    if time.monotonic() >= searched + SEARCH_EVERY:
+                        searched = time.monotonic()
+                        await asyncio.to_thread(self._search)
+                        names = {*names, *telling.unknown(self._layout.names())}
         except OSError as error:
             raise TemporaryError(f"cannot watch {self._layout.root}: {error}") from error
 
@@ -250,12 +258,15 @@ class ProcessRuntime:
         # What begins with a dot is being written and gets its name in a moment.
         return dict.fromkeys(name.partition(".")[0] for name in changed if name and name[0] != ".")
 
-    def _patrol(self, unfinished: Iterable[str]) -> None:
-        """What nobody else may be there to do: kill what has been stopped in vain, and finish removals."""
+    def _kill_overdue(self, unfinished: Iterable[str]) -> None:
+        """Kill what has been stopped in vain; whoever asked for it may have died."""
         for name in unfinished:
             container = folders.load(self._layout, name)
             if container is not None:
                 _kill_overdue(container)
+
+    def _search(self) -> None:
+        """Finish removals that nobody finishes, and kill what containers have left running."""
         folders.sweep(self._layout, SWEEP_EVERY)
         folders.kill_strays(self._layout)
 
