@@ -22,7 +22,7 @@ from shared.embedded import S3Address
 from shared.embedded.process import free_ports
 from shared.vault import new_key, new_token
 
-SERVICES = ("trigger", "console", "scheduler", "executor", "status_watcher", "log_collector")
+SERVICES = ("trigger", "console", "scheduler", "executor", "status_watcher", "log_collector", "notifier")
 FRONT = ("trigger", "console")
 """They share a process and its port, as behind one ingress."""
 READY_WITHIN = 60.0
