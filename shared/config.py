@@ -22,8 +22,8 @@ _FALSE = {"0", "false", "no", "off", ""}
 
 
 def setting(default: Any, help: str, *, secret: bool = False) -> Any:
-    """A field of a settings dataclass. `help` tells unit and reason; `secret` keeps the value out of listings."""
-    return dataclasses.field(default=default, metadata={"help": help, "secret": secret})
+    """A field of a settings dataclass. `help` tells unit and reason; `secret` keeps the value out of listings and of `repr`."""
+    return dataclasses.field(default=default, repr=not secret, metadata={"help": help, "secret": secret})
 
 
 def variable(cls: type, field: dataclasses.Field[Any]) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 import structlog
 
 LEVELS = ("debug", "info", "warning", "error")
+# Where it happened, and never the values of variables there: they hold keys, tokens and secrets of tenants.
+_TRACES = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 
 
 def configure(level: str = "info", *, json: bool | None = None, file: str = "") -> None:
@@ -22,9 +24,9 @@ def configure(level: str = "info", *, json: bool | None = None, file: str = "") 
     stream = open(file, "a", encoding="utf-8", buffering=1) if file else sys.stderr  # noqa: PTH123, SIM115 -- as long as the process
     as_json = not stream.isatty() if json is None else json
     render: list[Any] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        [structlog.processors.ExceptionRenderer(_TRACES), structlog.processors.JSONRenderer()]
         if as_json
-        else [structlog.dev.ConsoleRenderer(pad_event_to=28)]
+        else [structlog.dev.ConsoleRenderer(pad_event_to=28, exception_formatter=structlog.dev.plain_traceback)]
     )
     structlog.configure(
         processors=[
