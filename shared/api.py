@@ -20,11 +20,17 @@ from shared import http
 from shared.auth import Identity, authenticate, tenant_of
 from shared.db.database import Database
 from shared.errors import UserError
+from shared.text import is_fit
 
 PUBLIC = ""
 """Scope of endpoints that need no token: they have a signature of their own."""
 OPERATOR = "operator"
 """Scope of endpoints that only an operator's token may use; they belong to no tenant."""
+
+LARGEST = 2**63 - 1
+"""Of numbers in requests: what a bigint holds."""
+LARGEST_SMALL = 2**31 - 1
+"""Of versions and attempts: what an integer holds."""
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 Item = TypeVar("Item")
@@ -137,12 +143,21 @@ class Page(pydantic.BaseModel):
             return None
         try:
             values = json.loads(base64.urlsafe_b64decode(self.cursor + "=" * (-len(self.cursor) % 4)))
-            return tuple(kind(value) for kind, value in zip(kinds, values, strict=True))
-        except (ValueError, TypeError, AttributeError, binascii.Error):
+            return tuple(_sort_key(kind, value) for kind, value in zip(kinds, values, strict=True))
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError, binascii.Error):
             raise UserError(
                 "the cursor is not one that this list has given", code="invalid-cursor",
                 hint="pass next_cursor of the page before, unchanged",
             ) from None  # fmt: skip
+
+
+def _sort_key(kind: Callable[[Any], Any], value: Any) -> Any:
+    key = kind(value)
+    if isinstance(key, int) and not 0 <= key <= LARGEST:
+        raise ValueError("no row has this number")
+    if isinstance(key, str) and not is_fit(key):
+        raise ValueError("no row has this name")
+    return key
 
 
 class Listing(pydantic.BaseModel, Generic[Item]):

@@ -15,6 +15,7 @@ from aiohttp import web
 from shared.db.database import Database, Transaction
 from shared.errors import PermanentError, TemporaryError, UserError
 from shared.log import get_logger
+from shared.text import fit, is_fit, may_be_unfit
 from shared.vault import Vault
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
@@ -22,6 +23,11 @@ JSON = "application/json"
 PROBLEM = "application/problem+json"
 MAX_BODY = 1024 * 1024
 """Bytes of a request body. Files are not sent through the API."""
+
+_READ_HEADERS = (
+    "authorization", "hubflow-", "idempotency-key", "last-event-id", "webhook-", "x-hub", "x-gitea-", "x-github-",
+)  # fmt: skip
+"""Headers whose text is used, in lower case. Others may hold what they like."""
 
 _log = get_logger("http")
 
@@ -32,6 +38,7 @@ async def problems(
 ) -> web.StreamResponse:
     """Turn every error into a problem document; bugs get an id that is in the log, and no trace goes out."""
     try:
+        _check_text(request)
         return await handler(request)
     except UserError as error:
         return problem(error.status, error.code, str(error), hint=error.hint, **error.details)
@@ -44,6 +51,10 @@ async def problems(
         return problem(422, error.reason, str(error))
     except web.HTTPRequestEntityTooLarge:
         return problem(413, "body-too-large", f"the body is larger than {MAX_BODY} bytes")
+    except web.RequestPayloadError:
+        return problem(
+            400, "invalid-body", "the body is not what its headers say (encoding or length)", hint="send it as it is"
+        )
     except web.HTTPException as error:
         if error.status < 400:
             raise
@@ -58,6 +69,16 @@ async def problems(
         return problem(
             500, "internal", "something went wrong in Hubflow", hint=f"tell the operator: incident {incident}"
         )
+
+
+def _check_text(request: web.Request) -> None:
+    """Raise UserError for text that no database and no container takes: NUL characters, and bytes that are not UTF-8."""
+    for text in (request.path, *request.query, *request.query.values()):
+        if not is_fit(text):
+            raise UserError("the address holds a NUL character or bytes that are not UTF-8", code="invalid-address")
+    for name, value in request.headers.items():
+        if name.lower().startswith(_READ_HEADERS) and not is_fit(value):
+            raise UserError(f"the header {name} holds bytes that are not UTF-8", code="invalid-header")
 
 
 def problem(status: int, code: str, detail: str, *, hint: str = "", **more: Any) -> web.Response:
@@ -100,6 +121,8 @@ def reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = Non
 async def read_body(request: web.Request, model: type[Model]) -> Model:
     """The JSON body as `model`. Raises UserError that lists every fault with its place."""
     raw = await request.read()
+    if may_be_unfit(raw):
+        _refuse_unfit(raw)
     try:
         return model.model_validate_json(raw or b"{}")
     except pydantic.ValidationError as error:
@@ -108,6 +131,16 @@ async def read_body(request: web.Request, model: type[Model]) -> Model:
         raise UserError(
             f"the body is not as expected: {first}", code="invalid-body", details={"faults": faults}
         ) from None
+
+
+def _refuse_unfit(raw: bytes) -> None:
+    try:
+        document = json.loads(raw)
+        unfit = fit(document) != document
+    except (ValueError, RecursionError):
+        return  # the model says what is wrong with it
+    if unfit:
+        raise UserError("the body holds a NUL character or half of a surrogate pair", code="invalid-body")
 
 
 async def once(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pydantic
 
-from shared.api import Page
+from shared.api import LARGEST, LARGEST_SMALL, Page
 
 _NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 
@@ -154,7 +154,7 @@ class RunQuery(Body):
     until: Literal["finished", "paused", "change"] = pydantic.Field(
         "finished", description="paused: paused or over; change: anything after event number `since`"
     )
-    since: int | None = pydantic.Field(None, ge=0, description="for change: `seq` of the answer before")
+    since: int | None = pydantic.Field(None, ge=0, le=LARGEST, description="for change: `seq` of the answer before")
 
 
 class Decision(pydantic.BaseModel):
@@ -252,7 +252,7 @@ class CancelledRun(pydantic.BaseModel):
 
 
 class EventQuery(Body):
-    since: int = pydantic.Field(0, ge=0, description="`seq` of the last event that is known")
+    since: int = pydantic.Field(0, ge=0, le=LARGEST, description="`seq` of the last event that is known")
     limit: int = pydantic.Field(500, ge=1, le=1000)
     follow: bool = pydantic.Field(False, description="go on as Server-Sent Events until the run is over")
 
@@ -296,14 +296,14 @@ class JobView(JobBrief):
 class LogQuery(Body):
     """Which part of a log. Also understood: the header `Range: bytes=FROM-TO`."""
 
-    attempt: int | None = pydantic.Field(None, ge=1, description="default: the newest")
-    offset: int = pydantic.Field(0, ge=0, description="first byte")
-    tail: int | None = pydantic.Field(None, ge=1, description="only so many bytes of the end")
+    attempt: int | None = pydantic.Field(None, ge=1, le=LARGEST_SMALL, description="default: the newest")
+    offset: int = pydantic.Field(0, ge=0, le=LARGEST, description="first byte")
+    tail: int | None = pydantic.Field(None, ge=1, le=LARGEST, description="only so many bytes of the end")
     follow: bool = pydantic.Field(False, description="go on until the log is complete")
 
 
 class AttemptQuery(Body):
-    attempt: int | None = pydantic.Field(None, ge=1, description="default: the newest that has it")
+    attempt: int | None = pydantic.Field(None, ge=1, le=LARGEST_SMALL, description="default: the newest that has it")
 
 
 class Artifact(pydantic.BaseModel):

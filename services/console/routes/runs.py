@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import msgpack
@@ -38,6 +39,7 @@ from shared.states import FINAL_RUN_STATES, RunState
 
 HEARTBEAT_SECONDS = 15.0
 """After so long without an event a follower gets a comment, so that proxies keep the connection."""
+_SEQ = re.compile(r"[0-9]{1,18}")
 _WAKING = {"finished": ("run.finished",), "paused": ("run.finished", "run.paused"), "change": ()}
 
 
@@ -154,7 +156,7 @@ async def list_events(call: Call, context: Context) -> web.StreamResponse:
     run = await store.brief(context.database, call.tenant, RunRef.parse(call.path("run")), call.path("run"))
     if query.follow:
         last = call.request.headers.get("Last-Event-ID", "")
-        return await _follow(call, context, run["id"], int(last) if last.isdigit() else query.since)
+        return await _follow(call, context, run["id"], int(last) if _SEQ.fullmatch(last) else query.since)
     rows = await store.events(context.database, run["id"], query.since, query.limit)
     items = [_event(row) for row in rows]
     return http.reply({"items": items, "next_since": rows[-1]["seq"] if rows else query.since})

@@ -101,7 +101,7 @@ async def get(database: Database, tenant: str, name: str, version: int | None = 
 async def versions_page(database: Database, tenant: str, name: str, limit: int, before: int | None) -> list[Any]:
     return await database.fetch(
         "SELECT version, digest, created_by, created_at FROM workflow_versions "
-        "WHERE tenant = $1 AND workflow = $2 AND ($3::integer IS NULL OR version < $3) ORDER BY version DESC LIMIT $4",
+        "WHERE tenant = $1 AND workflow = $2 AND ($3::bigint IS NULL OR version < $3) ORDER BY version DESC LIMIT $4",
         tenant, name, before, limit + 1,
     )  # fmt: skip
 

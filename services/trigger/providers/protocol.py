@@ -12,6 +12,7 @@ from urllib.parse import parse_qs
 
 from services.trigger.core import NO_COMMIT, Incoming, Push
 from shared.errors import UserError
+from shared.text import fit, may_be_unfit
 
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
@@ -76,7 +77,9 @@ def json_body(request: Request) -> dict[str, Any]:
         raise UserError(f"the body is not JSON: {error}", code="invalid-body") from None
     if not isinstance(document, dict):
         raise UserError("the body is not a JSON object", code="invalid-body")
-    return document
+    # Nobody can change what another system sends, so text that cannot be kept is no reason to refuse it.
+    kept: dict[str, Any] = fit(document) if may_be_unfit(raw) else document
+    return kept
 
 
 def need_header(request: Request, name: str) -> str:

@@ -1,0 +1,40 @@
+"""Text that can be kept."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.text import fit, fit_json, is_fit, may_be_unfit
+
+ANY = st.text(st.characters(codec=None, exclude_categories=()) | st.sampled_from("\0\\u0\ud800\udfff"))
+DOCUMENTS = st.recursive(
+    ANY | st.integers() | st.booleans(), lambda inner: st.lists(inner) | st.dictionaries(ANY, inner)
+)
+
+
+@given(DOCUMENTS)
+def test_what_is_fit_stays_and_everything_else_becomes_fit(document: object) -> None:
+    made = fit(document)
+    json.dumps(made, ensure_ascii=False).encode()
+    assert fit(made) == made
+    written = json.dumps(document)
+    assert may_be_unfit(written) == may_be_unfit(written.encode())
+    if not may_be_unfit(written):
+        assert made == document
+
+
+@given(DOCUMENTS)
+def test_written_json_becomes_fit_the_same_way(document: object) -> None:
+    assert json.loads(fit_json(json.dumps(document, ensure_ascii=False))) == json.loads(json.dumps(fit(document)))
+
+
+@given(ANY)
+def test_fit_text_is_what_utf8_without_nul_can_hold(text: str) -> None:
+    try:
+        held = b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        held = False
+    assert is_fit(text) == held
