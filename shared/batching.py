@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
@@ -29,7 +30,8 @@ class Batcher(Generic[Item]):
         self._waiting.append((item, done))
         if self._free:
             self._free -= 1
-            task = asyncio.create_task(self._drain(), name="batch")
+            # A batch is of many: what one of them has bound to its log lines does not belong on it.
+            task = asyncio.create_task(self._drain(), name="batch", context=contextvars.Context())
             self._running.add(task)
             task.add_done_callback(self._running.discard)
         await done

@@ -8,6 +8,7 @@ it again.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -103,7 +104,11 @@ class MemoryBus:
 
     def _deliver(self, group: _Group, message: Message) -> asyncio.Task[bool]:
         """Whether it was handled (and not parked)."""
-        task = asyncio.create_task(self._until_handled(group, message), name=f"{group.consumer.name} {message.topic}")
+        task = asyncio.create_task(
+            self._until_handled(group, message),
+            name=f"{group.consumer.name} {message.topic}",
+            context=contextvars.Context(),  # what the publisher has bound to its log lines is not ours
+        )
         group.deliveries.add(task)
         task.add_done_callback(group.deliveries.discard)
         return task
