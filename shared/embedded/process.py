@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -24,6 +25,7 @@ from typing import Any
 from shared.errors import PermanentError, TemporaryError
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
+_PORTS = range(18_000, 32_000)
 _LOG_LIMIT_BYTES = 8 * 1024 * 1024
 
 
@@ -168,16 +170,29 @@ def sole_owner(folder: Path, what: str) -> Iterator[None]:
 
 
 def free_ports(number: int, wanted: Sequence[int] = (), host: str = "127.0.0.1") -> list[int]:
-    """`number` free TCP ports; those of `wanted` are kept if all are still free, so that addresses stay the same."""
-    if len(wanted) == number and all(port and _port_is_free(port, host) for port in wanted):
-        return list(wanted)
-    with contextlib.ExitStack() as stack:
-        ports = []
-        for _ in range(number):
-            listener = stack.enter_context(socket.socket())
-            listener.bind((host, 0))
-            ports.append(int(listener.getsockname()[1]))
-        return ports
+    """`number` free TCP ports; each of `wanted` is kept in its place if it is still free, so that addresses stay the same.
+
+    They lie below the range from which the kernel takes ports for outgoing connections: nobody gets one by accident
+    between our look and the server's start, or while the server is down.
+    """
+    ports: list[int] = []
+    for place in range(number):
+        port = wanted[place] if place < len(wanted) else 0
+        while not port or port in ports or not port_is_free(port, host):
+            port = secrets.choice(_PORTS)
+        ports.append(port)
+    return ports
+
+
+def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
+    """Could a server listen there now?"""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
 
 
 def check_disk(folder: Path, need_bytes: int) -> None:
@@ -203,16 +218,6 @@ def _open_log(path: Path) -> Any:
     if path.exists() and path.stat().st_size > _LOG_LIMIT_BYTES:
         path.replace(path.with_suffix(".old.log"))
     return path.open("ab")
-
-
-def _port_is_free(port: int, host: str) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
 
 
 def _start_ticks(pid: int) -> int | None:

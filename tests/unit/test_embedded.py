@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import aiohttp
@@ -23,6 +24,8 @@ from shared.embedded import postgres as postgres_module
 from shared.embedded.postgres import tcp_dsn
 from shared.embedded.process import Server, free_ports, holds
 from shared.errors import PermanentError, TemporaryError
+from shared.objects import ObjectStore, open_object_store
+from shared.settings import ObjectsSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -136,8 +139,8 @@ async def test_errors_say_what_to_do(state: Path, tmp_path: Path, monkeypatch: p
 
 
 async def test_s3_keeps_data_and_address_and_is_taken_over_after_a_kill(tmp_path: Path) -> None:
-    async with embedded_s3(tmp_path, die_with_parent=True) as first:
-        pass
+    async with embedded_s3(tmp_path, die_with_parent=True) as first, _bucket(first, "one") as store:
+        await store.put("kept", b"7" * 5_000_000)
     pid = await _start_and_be_killed("embedded_s3", tmp_path)
     async with embedded_s3(tmp_path, die_with_parent=True) as again:
         assert again == first
@@ -148,6 +151,10 @@ async def test_s3_keeps_data_and_address_and_is_taken_over_after_a_kill(tmp_path
     async with embedded_s3(tmp_path, die_with_parent=True) as third:
         assert time.perf_counter() - start < 6  # 0.8 s on a machine with nothing else to do
         assert third == first
+        async with _bucket(third, "one") as store, _bucket(third, "another") as other:
+            assert await store.get("kept") == b"7" * 5_000_000
+            await other.put("new", b"new")
+            assert await store.get("kept", 4_999_999) == b"7"
 
 
 async def test_only_the_door_of_s3_is_bound_to_other_addresses(tmp_path: Path) -> None:
@@ -179,6 +186,15 @@ def test_a_note_that_is_no_note_finds_nothing(tmp_path: Path) -> None:
     for text in ("", "{}", "[]", '{"pid": "x", "started": 1, "note": {}}', "null"):
         record.write_text(text)
         assert Server.find(record, "") is None
+
+
+def _bucket(address: S3Address, name: str) -> AbstractAsyncContextManager[ObjectStore]:
+    return open_object_store(
+        ObjectsSettings(
+            endpoint=address.endpoint, job_endpoint="", region=address.region, bucket=name,
+            access_key=address.access_key, secret_key=address.secret_key,
+        )
+    )  # fmt: skip
 
 
 async def _open(state: Path) -> None:
