@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from shared.db.database import open_database
-from shared.events import JobStopRequested, RunCreated, RunFinished
+from shared.events import JobFinished, JobReady, JobStopRequested, RunCreated, RunFinished
 from tests.integration.scheduling import Scheduling
 
 ONE_JOB = "name: one\nstages:\n- name: s\n  jobs:\n  - name: a\n    script: 'true'\n"
@@ -104,8 +104,8 @@ async def test_a_quota_of_jobs_lets_in_one_after_the_other(scheduling: Schedulin
     assert await scheduling.ready(run) == [("lint", 1), ("unit", 1)]
 
 
-@pytest.mark.parametrize("how", ["success", "failure", "cancel", "timeout", "backoff", "paused"])
-async def test_t38_a_place_is_given_back_however_it_ends(scheduling: Scheduling, how: str) -> None:
+@pytest.mark.parametrize("how", ["success", "failure", "cancel", "timeout", "backoff", "paused", "lost"])
+async def test_t38_t39_a_place_is_given_back_however_it_ends(scheduling: Scheduling, how: str) -> None:
     await scheduling.tenant(jobs=1, runs=1)
     retries = ", retries: {max: 1, backoff: {delay: 1h}}" if how == "backoff" else ""
     kind = "  type: pause\n" if how == "paused" else ""
@@ -116,6 +116,8 @@ async def test_t38_a_place_is_given_back_however_it_ends(scheduling: Scheduling,
     assert await scheduling.ready(waiter) == []
     if how == "success" or how == "paused":
         await scheduling.finish(holder, "a")
+    elif how == "lost":  # its holder died silently, and the watcher has noticed
+        await scheduling.finish(holder, "a", "lost", reason="ContainerGone")
     elif how in {"failure", "backoff"}:
         await scheduling.finish(holder, "a", "failed")
     elif how == "cancel":
@@ -243,3 +245,39 @@ async def test_two_schedulers_on_the_same_timers_act_once(scheduling: Scheduling
     other = Scheduling(scheduling.database)
     await asyncio.gather(scheduling.time(3601), other.time(3601))
     assert len(await scheduling.told(run, RunFinished)) == 1
+
+
+async def test_t40_a_run_that_holds_several_kinds_of_places_frees_them_all(scheduling: Scheduling) -> None:
+    await scheduling.tenant(runs=1, jobs=1, cpu_millis=1000, memory_bytes=2**30)
+    source = ONE_JOB.replace("script: 'true'", "script: 'true'\n    resources: {cpu: 1, memory: 1Gi}")
+    workflow = await scheduling.workflow("concurrency: deploy\n" + source)
+    first, second = [await scheduling.start(workflow, concurrency_group="deploy") for _ in range(2)]
+    assert (await scheduling.ready(first), await scheduling.ready(second)) == ([("a", 1)], [])
+    await scheduling.cancel(first)
+    await scheduling.finish(first, "a", "cancelled")
+    await scheduling.admission()
+    assert await scheduling.ready(second) == [("a", 1)]
+
+
+async def test_t49_a_thousand_jobs_with_outputs_make_no_row_or_message_large(scheduling: Scheduling) -> None:
+    jobs = "".join(f"  - {{name: j{n}, script: 'true'}}\n" for n in range(1000))
+    run = await scheduling.start(await scheduling.workflow(f"name: wide\nstages:\n- name: s\n  jobs:\n{jobs}"))
+    ready = await scheduling.told(run, JobReady)
+    assert len(ready) == 1000
+    await scheduling.database.execute(
+        "INSERT INTO attempt_outcomes (container, run, job, attempt, state, outputs) "
+        "SELECT container, run, job, attempt, 'succeeded', jsonb_build_object('X', repeat('x', 4096)) "
+        "FROM attempts WHERE run = $1",
+        run,
+    )
+    places = [
+        {"tenant": event.tenant, "run": run, "stage": event.stage, "job": event.job, "attempt": 1} for event in ready
+    ]
+    for start in range(0, 1000, 64):
+        await scheduling.hear(
+            [JobFinished(**place, state="succeeded", outputs=["X"]) for place in places[start : start + 64]]
+        )
+    assert await scheduling.state(run) == "succeeded"
+    assert await scheduling.database.fetchval("SELECT max(length(body)) FROM events WHERE run = $1", run) < 1024
+    assert await scheduling.database.fetchval("SELECT max(pg_column_size(r)) FROM runs r WHERE id = $1", run) < 1024
+    assert await scheduling.database.fetchval("SELECT max(pg_column_size(j)) FROM jobs j WHERE run = $1", run) < 1024
