@@ -3,14 +3,14 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test test-quick check wrapper lock clean format
+.PHONY: help demo up down test test-quick check bench bench-wrapper fuzz wrapper lock clean format
 VENV := .venv/installed
 WRAPPER := wrapper/bin/hubflow-wrapper-linux-amd64
 
 help:  ## this list
 	@awk 'BEGIN { FS = ":.*## " } \
 	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	  /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  T=tests/unit K=quota     choose tests by path and by name"
 	@echo "  PYTHON=python3.13        choose the Python that .venv is made with"
@@ -34,6 +34,15 @@ check: $(VENV)  ## ruff, mypy, import contracts, go vet, generated files (second
 format: $(VENV)  ## put the code into shape
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
+
+##@ Measure it, and try to break it
+bench: $(VENV) $(WRAPPER)  ## how quick the main line is, beside its floors; writes build/bench.json (needs RabbitMQ)
+	@scripts/packages.sh servers
+	.venv/bin/python -m bench.main_line
+bench-wrapper: $(VENV) $(WRAPPER)  ## CommandWrapper against cat, tar and zstd; writes build/bench-wrapper.json
+	.venv/bin/python wrapper/bench/bench.py
+fuzz: $(VENV)  ## fuzz the wrapper's parsers for an hour (FUZZTIME=10m: each target that long)
+	@scripts/fuzz.sh
 
 ##@ Parts of it
 wrapper: $(WRAPPER)  ## build CommandWrapper for linux amd64 and arm64 into wrapper/bin
