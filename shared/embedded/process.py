@@ -221,12 +221,16 @@ def _open_log(path: Path) -> Any:
 
 
 def _start_ticks(pid: int) -> int | None:
-    """When the process started (clock ticks since boot), None if there is none or it is a zombie."""
+    """When the process started (clock ticks since boot), None if there is none or it is a zombie.
+
+    While a program with threads ends, its first thread is a zombie before the others have let go of files and ports.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        over = fields[0] in "ZX" and len(list(Path(f"/proc/{pid}/task").iterdir())) < 2
     except OSError:
         return None
-    return None if fields[0] in "ZX" else int(fields[19])
+    return None if over else int(fields[19])
 
 
 def _command_line(pid: int) -> str:
