@@ -19,6 +19,11 @@ NO_COMMIT = re.compile(r"0+")
 """What senders write for "there is none": a ref that was created or deleted."""
 
 
+def is_commit(value: Any) -> bool:
+    """Whether it is the whole id of a git object, SHA-1 or SHA-256."""
+    return isinstance(value, str) and _COMMIT.fullmatch(value) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Push:
     """A push to git. `ref` in full; `paths`: changed files, None if they are not all known."""
@@ -82,11 +87,11 @@ def git_of_request(ref: str, commit: str, clone_url: str) -> dict[str, str]:
     """The same for a start by API. A ref without `refs/` is a commit if it looks like one, else a branch."""
     if not (ref or commit or clone_url):
         return {}
-    if not commit and _COMMIT.fullmatch(ref):
+    if not commit and is_commit(ref):
         ref, commit = "", ref
     if ref and not ref.startswith("refs/"):
         ref = f"refs/heads/{ref}"
-    if commit and not _COMMIT.fullmatch(commit):
+    if commit and not is_commit(commit):
         raise UserError(f"{commit[:80]!r} is no commit", code="bad-commit", status=422,
                         hint="give all 40 (or 64) hexadecimal digits in lower case")  # fmt: skip
     return git_of_push(Push(ref=ref, commit=commit, clone_url=clone_url))
@@ -121,7 +126,7 @@ def reason_to_ignore(model: Workflow, incoming: Incoming) -> str:
         return "nothing was pushed"
     if push.deleted:
         return f"{push.ref} was deleted"
-    if push.branch is None and push.tag is None:
+    if not push.branch and not push.tag:
         return f"{push.ref} is neither a branch nor a tag"
     if not matches_push(model, branch=push.branch, tag=push.tag, changed_paths=push.paths):
         return f"the workflow {model.name!r} has no trigger for a push of {push.ref}"

@@ -345,6 +345,20 @@ async def test_t69_a_signed_body_that_is_no_push_is_refused(acme: Client, body: 
     assert (answer.status, answer.body["code"]) == (400, "invalid-body")
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"commits": 5}, {"commits": True}, {"commits": [None, {"modified": 5}]}, {"commits": [{"added": {"src/x": 1}}]},
+        {"head_commit": {"id": "$(reboot)\n"}}, {"repository": [], "pusher": 5},
+    ],
+)  # fmt: skip
+async def test_t69_odd_parts_of_a_push_count_as_left_out(acme: Client, odd: dict[str, Any]) -> None:
+    answer = await github(acme, {**push(), **odd})
+    assert answer.status in {200, 201}, answer.body
+    for run in await runs(acme):
+        assert run["trigger"]["git"]["commit"] == COMMIT
+
+
 async def test_t69_a_huge_body_is_refused_before_it_is_read(database: str) -> None:
     async with serving(database, [TRIGGER, CONSOLE], {"HUBFLOW_TRIGGER_PUSH_BYTES": "2000000"}) as served:
         acme = await served.tenant("acme")

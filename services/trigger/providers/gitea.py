@@ -10,6 +10,7 @@ from services.trigger.providers.protocol import (
     Provider,
     Request,
     check_hmac,
+    commits_of,
     fingerprint,
     json_body,
     need_header,
@@ -39,7 +40,7 @@ def _read(request: Request) -> Incoming:
 def _all_commits_listed(payload: Mapping[str, Any]) -> bool:
     """Gitea lists only the newest few; `total_commits` tells how many there are (old versions do not say)."""
     total = payload.get("total_commits")
-    return isinstance(total, int) and total <= len(payload.get("commits") or [])
+    return isinstance(total, int) and total <= len(commits_of(payload))
 
 
 GITEA = Provider("gitea", _verify, _read, large=True)

@@ -10,6 +10,7 @@ from services.trigger.providers.protocol import (
     Provider,
     Request,
     check_hmac,
+    commits_of,
     fingerprint,
     json_body,
     need_header,
@@ -40,7 +41,7 @@ def _read(request: Request) -> Incoming:
 
 
 def _all_commits_listed(payload: Mapping[str, Any]) -> bool:
-    return len(payload.get("commits") or []) < MOST_COMMITS
+    return len(commits_of(payload)) < MOST_COMMITS
 
 
 GITHUB = Provider("github", _verify, _read, large=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
-from services.trigger.core import NO_COMMIT, Incoming, Push
+from services.trigger.core import NO_COMMIT, Incoming, Push, is_commit
 from shared.errors import UserError
 from shared.text import fit, may_be_unfit
 
@@ -94,7 +94,7 @@ def need_header(request: Request, name: str) -> str:
 def push_of(payload: Mapping[str, Any], all_commits_listed: Callable[[Mapping[str, Any]], bool]) -> Push:
     """A push payload in the shape that GitHub has given the world. Raises UserError if it is none."""
     ref, after = payload.get("ref"), payload.get("after")
-    if not isinstance(ref, str) or not isinstance(after, str) or not ref or not after:
+    if not isinstance(ref, str) or not isinstance(after, str) or not ref or not is_commit(after):
         raise UserError("the push payload has no `ref` and `after`", code="invalid-body")
     head, repository, pusher = (_map(payload.get(name)) for name in ("head_commit", "repository", "pusher"))
     created = NO_COMMIT.fullmatch(_text(payload.get("before")) or "0") is not None
@@ -102,13 +102,13 @@ def push_of(payload: Mapping[str, Any], all_commits_listed: Callable[[Mapping[st
     return Push(
         ref=ref,
         # For an annotated tag `after` is the tag itself; the head commit is what it points at.
-        commit=_text(head.get("id")) or after,
+        commit=head["id"] if is_commit(head.get("id")) else after,
         clone_url=_text(repository.get("clone_url")),
         repository=_text(repository.get("full_name")),
         url=_text(repository.get("html_url")),
         author=_text(pusher.get("name")) or _text(pusher.get("login")) or _text(pusher.get("username")),
         message=_text(head.get("message"))[:10_000],
-        paths=_paths(payload.get("commits")) if known else None,
+        paths=_paths(commits_of(payload)) if known else None,
         deleted=payload.get("deleted") is True or NO_COMMIT.fullmatch(after) is not None,
     )
 
@@ -117,20 +117,29 @@ def fingerprint(push: Push) -> str:
     return f"{push.repository}\n{push.ref}\n{push.commit}"
 
 
-def _paths(commits: Any) -> frozenset[str] | None:
-    if not isinstance(commits, list) or not commits:
+def commits_of(payload: Mapping[str, Any]) -> Sequence[Any]:
+    """The commits that a push payload lists."""
+    return _list(payload.get("commits"))
+
+
+def _paths(commits: Sequence[Any]) -> frozenset[str] | None:
+    if not commits:
         return None
     return frozenset(
         path
         for commit in commits
         for kind in ("added", "modified", "removed")
-        for path in (_map(commit).get(kind) or [])
+        for path in _list(_map(commit).get(kind))
         if isinstance(path, str)
     )
 
 
 def _map(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else ()
 
 
 def _text(value: Any) -> str:
