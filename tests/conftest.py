@@ -2,8 +2,7 @@
 
     database        DSN of a fresh database with the schema (a copy of a template: 30 ms)
     empty_database  DSN of a fresh database without anything in it
-    s3              shared.embedded.S3Address of a real S3; make a bucket of your own, e.g. by `bucket`
-    bucket          name of a fresh, empty bucket in it
+    s3              shared.embedded.S3Address of a real S3; make a bucket of your own
     rabbitmq        tests.servers.rabbitmq.RabbitMQ (a test that kills it starts it again)
     amqp_url        URL of a fresh virtual host in it
     dockerd         tests.servers.dockerd.Dockerd with the images of tests/servers/images.py loaded
