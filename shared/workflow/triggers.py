@@ -6,9 +6,12 @@ what earlier ones have matched. A list that begins with `!` takes away from ever
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from shared.workflow.model import Workflow
 
@@ -50,27 +53,70 @@ def matches(patterns: Sequence[str], text: str) -> bool:
     verdict = bool(patterns) and patterns[0].startswith("!")
     for pattern in patterns:
         negated = pattern.startswith("!")
-        if verdict == negated and _compiled(pattern[negated:]).fullmatch(text):
+        if verdict == negated and _compiled(pattern[negated:]).fits(text):
             verdict = not negated
     return verdict
 
 
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    """A pattern, ready to be compared with many texts.
+
+    Names come from other systems and patterns from one tenant, so all ways through a text are followed at once: in the
+    number `reached` bit n says that what was read of the pattern can end before character n. An engine that tries one way
+    after the other would be held up for years by ten `*`.
+    """
+
+    prefix: str
+    """What every text that fits begins with."""
+    steps: tuple[tuple[str, Any], ...]
+
+    def fits(self, text: str) -> bool:
+        if not text.startswith(self.prefix):
+            return False
+        places: dict[str, int] = {}
+        for at, char in enumerate(text):
+            places[char] = places.get(char, 0) | 1 << at
+        end = 1 << len(text)
+        slashes = places.get("/", 0)
+        others = (end - 1) ^ slashes
+        reached = 1
+        for kind, what in self.steps:
+            first = reached & -reached
+            if kind == "**":
+                reached = (2 * end - 1) & -first
+            elif kind == "**/":
+                reached |= (slashes & -first) << 1
+            elif kind == "*":  # the carries run through everything up to the next slash
+                reached |= ((reached & others) + others) ^ others
+            elif kind == "?":
+                reached = (reached & others) << 1
+            elif kind == "[]":
+                reached = (reached & sum(mask for char, mask in places.items() if what.fullmatch(char))) << 1
+            else:
+                reached = (reached & places.get(what, 0)) << 1
+            if not reached:
+                return False
+        return bool(reached & end)
+
+
 @lru_cache(maxsize=1024)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    regex, at = "", 0
+def _compiled(pattern: str) -> _Pattern:
+    steps: list[tuple[str, Any]] = []
+    at = 0
     while at < len(pattern):
-        char = pattern[at]
-        if pattern.startswith("**/", at):
-            regex, at = regex + "(?:.*/)?", at + 3
-        elif pattern.startswith("**", at):
-            regex, at = regex + ".*", at + 2
-        elif char in "*?":
-            regex, at = regex + ("[^/]*" if char == "*" else "[^/]"), at + 1
-        elif char == "[" and (close := pattern.find("]", at + 2)) > 0:
-            regex, at = regex + _character_class(pattern[at + 1 : close]), close + 1
-        else:
-            regex, at = regex + re.escape(char), at + 1
-    return re.compile(regex, re.DOTALL)
+        kind, what, width = pattern[at], None, 1
+        if kind == "*":
+            kind = next(star for star in ("**/", "**", "*") if pattern.startswith(star, at))
+            width = len(kind)
+        elif kind == "[" and (close := pattern.find("]", at + 2)) > 0:
+            kind, what, width = "[]", re.compile(_character_class(pattern[at + 1 : close]), re.DOTALL), close + 1 - at
+        elif kind != "?":
+            kind, what = "", kind
+        steps.append((kind, what))
+        at += width
+    literal = [what for _, what in itertools.takewhile(lambda step: step[0] == "", steps)]
+    return _Pattern("".join(literal), tuple(steps))
 
 
 def _character_class(inner: str) -> str:
