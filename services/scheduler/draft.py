@@ -289,6 +289,8 @@ class Draft:
 
     def _advance_job(self, job: JobPlan, status: JobStatus, *, failed: bool) -> bool:
         """Whether something changed for good (it was skipped or could not be judged)."""
+        if status.attempt and not (failed and self.stage_of(job.name).fail_fast):
+            return False  # it has begun, and waits for its next attempt: a failure elsewhere takes nothing from it
         needs = [self.run.jobs[name] for name in job.needs]
         if not all(each.state.final for each in needs):
             return False
@@ -299,7 +301,8 @@ class Draft:
         ]
         if (failed or unsatisfied) and job.name not in self.run.index.jobs_after_failure:
             message = f"job {unsatisfied[0]!r} did not succeed" if unsatisfied else "another job of the stage failed"
-            self.end_job(job.name, JobState.SKIPPED, Reason.STAGE_FAILED, message)
+            state = JobState.CANCELLED if status.attempt else JobState.SKIPPED
+            self.end_job(job.name, state, Reason.STAGE_FAILED, message)
             return True
         if status.attempt or status.eligible_at is not None:
             return False  # judged before; it waits for quota or for its next attempt

@@ -20,7 +20,7 @@ from shared.errors import TemporaryError
 from shared.events import Event, RunCancelRequested, TenantQuotaChanged, decode
 from shared.log import get_logger
 from shared.states import JobState, Reason, StageState
-from shared.workflow.conditions import evaluate_condition
+from shared.workflow.conditions import evaluate_condition, typed_inputs
 
 CONSUMER = "scheduler"
 BATCH = 64
@@ -175,7 +175,7 @@ async def _load(tx: Transaction, context: Context, ids: Sequence[uuid.UUID], *, 
     for id, each in loaded.items():
         evaluate[id] = _never
         if each.run.index.conditional:
-            evaluate[id] = _conditions(await store.condition_inputs(tx.connection, each.run))
+            evaluate[id] = _conditions(await store.condition_inputs(tx.connection, each.run), each.run.plan.input_types)
     return _Work(loaded, {id: each.run for id, each in loaded.items()}, evaluate)
 
 
@@ -334,9 +334,10 @@ def _never(expression: str, run: Run) -> bool:
     raise AssertionError(f"run {run.id} has no condition, yet {expression!r} is asked for")
 
 
-def _conditions(inputs: Mapping[str, Any]) -> core.Evaluate:
+def _conditions(inputs: Mapping[str, Any], types: Mapping[str, str]) -> core.Evaluate:
     """What `when` sees: run, trigger, git, inputs, env, jobs with state and outputs."""
     trigger = inputs["trigger"]
+    given = typed_inputs(types, inputs["inputs"])
 
     def evaluate(expression: str, run: Run) -> bool:
         failed = any(stage.state in {StageState.FAILED, StageState.TIMED_OUT} for stage in run.stages.values())
@@ -349,7 +350,7 @@ def _conditions(inputs: Mapping[str, Any]) -> core.Evaluate:
             "trigger": {key: value for key, value in trigger.items() if isinstance(value, str)},
             "git": trigger.get("git") or {},
             "image": trigger.get("image") or {},
-            "inputs": inputs["inputs"],
+            "inputs": given,
             "env": _plain(inputs["env"]),
             "jobs": {
                 name: {"state": str(job.state), "outputs": inputs["outputs"].get(name, {})}

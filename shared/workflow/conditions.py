@@ -90,6 +90,18 @@ def evaluate_condition(expression: str, context: Mapping[str, Any]) -> bool:
     return value
 
 
+def typed_inputs(types: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str | float | bool]:
+    """The same values as conditions see them: numbers and truth values by the declared `types`. An empty number stays ""."""
+    typed: dict[str, str | float | bool] = {}
+    for name, value in values.items():
+        kind = types.get(name, "string")
+        if kind == "boolean":
+            typed[name] = value == "true"
+        else:
+            typed[name] = float(value) if kind == "number" and value else value
+    return typed
+
+
 def runs_after_failure(expression: str | None) -> bool:
     """Does it mention `run.failed`? Only then is its stage or job considered after an earlier failure."""
     found = _FAILED.finditer(expression or "")

@@ -47,18 +47,6 @@ def resolve_inputs(model: Workflow, given: Mapping[str, Any]) -> dict[str, str]:
     return values
 
 
-def typed_inputs(model: Workflow, values: Mapping[str, str]) -> dict[str, str | float | bool]:
-    """The same values as conditions see them: numbers and truth values by the declared types. An empty one stays ""."""
-    typed: dict[str, str | float | bool] = {}
-    for name, value in values.items():
-        kind = model.inputs[name].type if name in model.inputs else "string"
-        if kind == "boolean":
-            typed[name] = value == "true"
-        else:
-            typed[name] = float(value) if kind == "number" and value else value
-    return typed
-
-
 def secret_values(model: Workflow, values: Mapping[str, str]) -> list[str]:
     """Values that are to be masked."""
     return [value for name, value in values.items() if value and name in model.inputs and model.inputs[name].secret]

@@ -7,7 +7,8 @@ and the conditions come along, for the trigger and the scheduler to render and e
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from shared.states import Reason
@@ -98,6 +99,8 @@ class Plan:
     timeout_s: float | None
     concurrency: ConcurrencyPlan | None
     stages: tuple[StagePlan, ...]
+    input_types: Mapping[str, str] = field(default_factory=dict)
+    """Declared type of each input ("string", "number", "boolean", "choice"): conditions see values by it."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON column; `from_json` gives back an equal plan."""
@@ -115,6 +118,7 @@ class Plan:
             timeout_s=data.get("timeout_s"),
             concurrency=ConcurrencyPlan(**_known(ConcurrencyPlan, concurrency)) if concurrency else None,
             stages=tuple(_stage_from_json(stage) for stage in data["stages"]),
+            input_types=dict(data.get("input_types") or {}),
         )
 
 
@@ -126,6 +130,7 @@ def plan(model: Workflow) -> Plan:
         timeout_s=model.timeout,
         concurrency=ConcurrencyPlan(group.group, group.limit, group.policy) if group is not None else None,
         stages=tuple(_stage(stage) for stage in model.stages),
+        input_types={name: declared.type for name, declared in model.inputs.items()},
     )
 
 

@@ -231,6 +231,23 @@ stages:
         assert (await scheduling.jobs(run))["act"] == expected
 
 
+async def test_conditions_see_inputs_by_their_declared_types(scheduling: Scheduling) -> None:
+    source = """
+name: typed
+inputs:
+  COUNT: {type: number}
+  DRY: {type: boolean}
+stages:
+- name: act
+  jobs:
+  - {name: many, script: "true", when: inputs.COUNT > 5}
+  - {name: wet, script: "true", when: "!inputs.DRY"}
+"""
+    workflow = await scheduling.workflow(source)
+    run = await scheduling.start(workflow, inputs={"COUNT": "10", "DRY": "true"})
+    assert await scheduling.jobs(run) == {"many": "ready", "wet": "skipped"}
+
+
 async def test_t43_a_paused_run_holds_no_place(scheduling: Scheduling) -> None:
     await scheduling.tenant(jobs=1, runs=1)
     paused = await scheduling.start(await scheduling.workflow(WITH_PAUSE))

@@ -90,6 +90,26 @@ def test_fail_fast_stops_the_siblings() -> None:
     assert world.run.state == "failed"
 
 
+def test_a_job_that_waits_for_its_next_attempt_is_left_alone_by_a_failure_elsewhere() -> None:
+    again = JobPlan("b", retries=RetryPlan(max=1, delay_s=5))
+    world = World(a_plan(a_stage("s", JobPlan("a"), again)))
+    finish(world, "b", "failed")
+    finish(world, "a", "failed")
+    assert (world.run.jobs["b"].state, world.run.state.final) == ("waiting", False)
+    world.wait(5)
+    finish(world, "b")
+    assert (world.run.jobs["b"].state, world.run.state) == ("succeeded", "failed")
+
+
+def test_fail_fast_cancels_what_waits_for_its_next_attempt() -> None:
+    again = JobPlan("b", retries=RetryPlan(max=1, delay_s=5))
+    world = World(a_plan(a_stage("s", JobPlan("a"), again, fail_fast=True)))
+    finish(world, "b", "failed")
+    finish(world, "a", "failed")
+    assert (world.run.jobs["b"].state, world.run.jobs["b"].reason) == ("cancelled", Reason.STAGE_FAILED)
+    assert world.run.state == "failed"
+
+
 def test_an_allowed_failure_does_not_matter() -> None:
     world = World(a_plan(a_stage("s", JobPlan("a", allow_failure=True)), a_stage("t", JobPlan("b"))))
     finish(world, "a", "failed")

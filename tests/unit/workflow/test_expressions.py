@@ -14,11 +14,13 @@ from shared.workflow.conditions import (
     evaluate_condition,
     mentioned_jobs,
     runs_after_failure,
+    typed_inputs,
 )
 from shared.workflow.expressions import references, render
-from shared.workflow.inputs import resolve_inputs, secret_values, typed_inputs
+from shared.workflow.inputs import resolve_inputs, secret_values
 from shared.workflow.model import Workflow, builtin_of
 from shared.workflow.parser import parse_workflow
+from shared.workflow.plan import plan
 from shared.workflow.triggers import matches, matches_image, matches_push
 
 CONTEXT = {
@@ -231,7 +233,13 @@ def test_inputs_of_a_start() -> None:
     model = workflow(INPUTS)
     values = resolve_inputs(model, {"COUNT": 3, "DRY": True, "KEY": 42})
     assert values == {"TEXT": "a", "COUNT": "3", "DRY": "true", "KIND": "x", "KEY": "42"}
-    assert typed_inputs(model, values) == {"TEXT": "a", "COUNT": 3.0, "DRY": True, "KIND": "x", "KEY": 42.0}
+    assert typed_inputs(plan(model).input_types, values) == {
+        "TEXT": "a",
+        "COUNT": 3.0,
+        "DRY": True,
+        "KIND": "x",
+        "KEY": 42.0,
+    }
     assert secret_values(model, values) == ["42"]
 
 
