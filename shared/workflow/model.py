@@ -219,12 +219,22 @@ def _inputs(value: Any) -> Any:
     return {key: {} if item is None else _short("default", str, int, float)(item) for key, item in value.items()}
 
 
+MOST_PATTERNS = 100
+"""Of one list: each push is compared with all of them."""
+
+
 class Push(Part):
     """Start on a push to git. Without branches and tags: every push."""
 
-    branches: Texts = Field(default=(), description="Patterns of branch names: `main`, `release/*`, `!release/old`.")
-    tags: Texts = Field(default=(), description="Patterns of tag names: `v*`.")
-    paths: Texts = Field(default=(), description="Patterns of changed files: `src/**`, `!docs/**`.")
+    branches: Texts = Field(
+        default=(),
+        max_length=MOST_PATTERNS,
+        description="Patterns of branch names: `main`, `release/*`, `!release/old`.",
+    )
+    tags: Texts = Field(default=(), max_length=MOST_PATTERNS, description="Patterns of tag names: `v*`.")
+    paths: Texts = Field(
+        default=(), max_length=MOST_PATTERNS, description="Patterns of changed files: `src/**`, `!docs/**`."
+    )
 
 
 def _cron(text: str) -> str:

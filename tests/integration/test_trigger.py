@@ -359,6 +359,13 @@ async def test_t69_odd_parts_of_a_push_count_as_left_out(acme: Client, odd: dict
         assert run["trigger"]["git"]["commit"] == COMMIT
 
 
+async def test_a_push_of_too_many_files_starts_whatever_they_are(acme: Client) -> None:
+    few = await github(acme, push(paths=tuple(f"docs/{number}" for number in range(100))))
+    many = await github(acme, push(commit="a" * 40, paths=tuple(f"docs/{number}" for number in range(5000))))
+    assert (few.body["outcome"], many.body["outcome"]) == ("ignored", "started")
+    assert (await github(acme, push(ref="refs/heads/" + "x" * 5000))).status == 400
+
+
 async def test_t69_a_huge_body_is_refused_before_it_is_read(database: str) -> None:
     async with serving(database, [TRIGGER, CONSOLE], {"HUBFLOW_TRIGGER_PUSH_BYTES": "2000000"}) as served:
         acme = await served.tenant("acme")

@@ -16,6 +16,10 @@ from shared.text import fit, may_be_unfit
 
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
+MOST_PATHS = 3000
+"""Changed files of a push that are compared with a workflow's patterns; of more it counts as unknown what they are."""
+LONGEST_PATH = 4096
+"""Characters of a path or a ref; operating systems and git take no longer ones."""
 Headers = Mapping[str, str]
 """Case-insensitive."""
 
@@ -96,6 +100,8 @@ def push_of(payload: Mapping[str, Any], all_commits_listed: Callable[[Mapping[st
     ref, after = payload.get("ref"), payload.get("after")
     if not isinstance(ref, str) or not isinstance(after, str) or not ref or not is_commit(after):
         raise UserError("the push payload has no `ref` and `after`", code="invalid-body")
+    if len(ref) > LONGEST_PATH:
+        raise UserError(f"the ref has more than {LONGEST_PATH} characters", code="invalid-body")
     head, repository, pusher = (_map(payload.get(name)) for name in ("head_commit", "repository", "pusher"))
     created = NO_COMMIT.fullmatch(_text(payload.get("before")) or "0") is not None
     known = not created and payload.get("forced") is not True and all_commits_listed(payload)
@@ -125,13 +131,14 @@ def commits_of(payload: Mapping[str, Any]) -> Sequence[Any]:
 def _paths(commits: Sequence[Any]) -> frozenset[str] | None:
     if not commits:
         return None
-    return frozenset(
+    paths = {
         path
         for commit in commits
         for kind in ("added", "modified", "removed")
         for path in _list(_map(commit).get(kind))
         if isinstance(path, str)
-    )
+    }
+    return frozenset(paths) if len(paths) <= MOST_PATHS and max(map(len, paths), default=0) <= LONGEST_PATH else None
 
 
 def _map(value: Any) -> Mapping[str, Any]:
