@@ -290,6 +290,17 @@ def observe(layout: Layout, name: str) -> Observation | None:
     container = load(layout, name)
     if container is None:
         return None
+    try:
+        seen = _look(container)
+    except FileNotFoundError:
+        return None
+    # Removed under our eyes: what is missing then says nothing about how it ended.
+    there = seen.result is not None or (container.folder / "spec.json").exists()
+    return seen if there else None
+
+
+def _look(container: Container) -> Observation:
+    name = container.name
     # In this order: who has claimed and is not alive any more has written all it will ever write.
     claimed = container.claimed
     alive = container.alive

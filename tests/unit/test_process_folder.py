@@ -1,0 +1,38 @@
+"""The folders of the process runtime, where two processes look at the same container."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.runtime import process_folder as folders
+from shared.runtime.process_folder import Layout
+from shared.runtime.protocol import ContainerSpec
+
+
+@pytest.mark.parametrize("moment", ["result.json", "running", "exit", "stop.json"])
+@pytest.mark.parametrize("claimed", [True, False])
+def test_what_is_removed_while_one_looks_is_gone_and_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, claimed: bool
+) -> None:
+    """Seen with two status watchers: one was killed by it."""
+    layout = Layout(tmp_path)
+    layout.create()
+    uid = folders.new_uid()
+    folders.prepare(layout, ContainerSpec("one", "", {}, {}), {"command": ["true"]}, uid)
+    container = folders.load(layout, "one")
+    assert container is not None
+    if claimed:
+        container.job.unlink()
+    reading = folders._read_json
+
+    def somebody_removes_it(path: Path) -> dict[str, Any] | None:
+        if path.name.endswith(moment) and container.folder.exists():
+            folders.discard(layout, folders.detach(container))
+        return reading(path)
+
+    monkeypatch.setattr(folders, "_read_json", somebody_removes_it)
+    seen = folders.observe(layout, "one")
+    assert seen is None or container.folder.exists()
