@@ -174,7 +174,7 @@ class Api:
 
     def _refusal(self, response: HTTPResponse) -> Refused:
         refused = _refusal(response)
-        if refused.status == 401 and self.context.file:
+        if refused.status == 401 and self.context.token_from_file:
             refused.hint = (
                 f"address and token come from {self.context.file}; is the `hubflow dev` of that folder running, "
                 "or another server at its address?"

@@ -54,7 +54,7 @@ Examples:
   hubflow artifact get 12 dist                   into ./dist.tar.zst (or .tar.gz)
   hubflow artifact get 12 dist -o /tmp           into /tmp/dist.tar.zst
   hubflow artifact get 12 build/dist -x -o out   unpacked into the folder out
-  hubflow artifact get 12 dist -o - | tar t      to stdout""")  # fmt: skip
+  hubflow artifact get 12 dist -o - | tar --zstd -t      to stdout""")  # fmt: skip
 @click.argument("run_ref", metavar="RUN")
 @click.argument("name", metavar="[JOB/]NAME")
 @click.option("-o", "--output", "target", metavar="FILE|DIR", help="Where to put it; - is stdout.  [default: here]")

@@ -112,13 +112,16 @@ Examples:
 def run_component(image: str, inputs: tuple[str, ...], timeout: float, output: str) -> int:
     """Run IMAGE once as a job would run it, on the container engine of this machine.
 
-    Its log goes to stderr, its outputs to stdout. Exit code: 0 if it succeeded, 1 if it failed, 4 if it took too long.
+    Its log goes to stderr, its outputs to stdout. Exit code: 0 if it succeeded, 1 if it failed, 4 if it took too long, 5 if no
+    engine answers.
     """
     from shared.errors import ConfigurationError, PermanentError, TemporaryError
 
     try:
         seen = asyncio.run(_run(image, assignments(inputs, "-i"), timeout))
-    except (ConfigurationError, PermanentError, TemporaryError) as error:
+    except TemporaryError as error:
+        raise Failure(str(error), hint="is it running? DOCKER_HOST names another one", exit_code=UNREACHABLE) from None
+    except (ConfigurationError, PermanentError) as error:
         raise Failure(str(error)) from None
     result = seen.result or {}
     outputs = result.get("outputs") or {}

@@ -2,7 +2,7 @@
 
 `hubflow dev` writes the file `.hubflow/context.json`; it is searched from the working directory upwards, so that after
 `hubflow dev` every command just works. HUBFLOW_CONTEXT names another such file. What the environment says comes first,
-item by item; but a token of the file is never sent to another server than the file's.
+item by item; but a token of the file is never sent to another server than the file's, and its tenant only with its token.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Context:
     tenant: str = ""
     file: str = ""
     """The context file that the address came from."""
+    token_from_file: bool = False
 
 
 def find(start: Path) -> Path | None:
@@ -56,7 +57,7 @@ def read(path: Path) -> Context:
 def write(path: Path, context: Context) -> None:
     """Replace the file whole; only its owner can read it."""
     fresh = path.with_suffix(".new")
-    values = {name: value for name, value in asdict(context).items() if name != "file"}
+    values = {name: value for name, value in asdict(context).items() if name not in {"file", "token_from_file"}}
     with open(fresh, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         json.dump(values, file, indent=2)
         file.write("\n")
@@ -77,9 +78,7 @@ def resolve(options: Mapping[str, Any], environment: Mapping[str, str], start: P
     if not url.startswith(("http://", "https://")):
         raise Failure(f"the server's address {url!r} must begin with http:// or https://", exit_code=USAGE)
     same = url == stored.url.rstrip("/")
-    return Context(
-        url,
-        environment.get("HUBFLOW_TOKEN") or (stored.token if same else ""),
-        options.get("tenant") or environment.get("HUBFLOW_TENANT") or (stored.tenant if same else ""),
-        stored.file if same else "",
-    )
+    token = environment.get("HUBFLOW_TOKEN") or (stored.token if same else "")
+    ours = same and token == stored.token  # another token may be for another tenant than the file's
+    tenant = options.get("tenant") or environment.get("HUBFLOW_TENANT") or (stored.tenant if ours else "")
+    return Context(url, token, tenant, stored.file if same else "", ours)

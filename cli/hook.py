@@ -23,8 +23,13 @@ Example:
 @output_option(table=False)
 def show_hook(workflow: str, output: str) -> None:
     """Show where to send webhooks that start WORKFLOW, and the secret to sign them with."""
-    found = connect().get("workflows", workflow, "hook")
+    api = connect()
+    found = api.get("workflows", workflow, "hook")
     show_document(found, output, _as_text(found))
+    starts = api.get("workflows", workflow)["document"]["on"]
+    if not starts["push"] and not starts["webhook"]:
+        click.echo(f"\nNothing is started by them yet: the file of {plain(workflow)} has neither `on: push` nor "
+                   "`on: webhook`.", err=True)  # fmt: skip
 
 
 @hook.command(epilog="""\b
@@ -48,4 +53,7 @@ def _as_text(found: dict[str, Any]) -> str:
     if "github" in found["urls"]:
         lines.append("\nOn GitHub and Gitea: Settings, Webhooks, Add webhook: content type application/json, this secret,"
                      "\nthe push event.")  # fmt: skip
+    if "generic" in found["urls"]:
+        lines.append("\nAnything else sends JSON to the generic address, signed as Standard Webhooks say, or with the header"
+                     "\nX-Hubflow-Signature-256: sha256=<HMAC-SHA256 of the body with the whole secret, in hex>.")  # fmt: skip
     return "\n".join(lines)

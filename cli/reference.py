@@ -27,8 +27,7 @@ finds address, token and tenant there. Elsewhere say them:
 | `HUBFLOW_URL` | `--url` | address of the server |
 | `HUBFLOW_TOKEN` | | who is asking; made by `hubflow token create` |
 | `HUBFLOW_TENANT` | `--tenant` | which tenant is meant; only operators' tokens need it |
-| `HUBFLOW_CONTEXT` | | another context file than the nearest one |
-| `HUBFLOW_CONTEXT` | | another file of that kind, such as `.hubflow/demo/context.json` |
+| `HUBFLOW_CONTEXT` | | another context file than the nearest one, such as `.hubflow/demo/context.json` |
 
 The token of a context file is sent to the address of that file only. (No option for the token: it would stand in lists of
 processes.)

@@ -135,7 +135,9 @@ def _as_text(found: tree.Run) -> str:
         facts.append(f"inputs     {plain(found['inputs'])}")
     if found.get("retry_of"):
         facts.append(f"retries    {found['retry_of']}")
-    return tree.as_text(found, datetime.now(UTC), ascii=not marks_ok()) + "\n\n" + "\n".join(facts)
+    text = tree.as_text(found, datetime.now(UTC), ascii=not marks_ok()) + "\n\n" + "\n".join(facts)
+    hints = [hint for stage in tree.undecided_stages(found) for hint in tree.pause_hints(found, stage)]
+    return "\n".join([text, *([""] if hints else []), *hints])
 
 
 @run.command(epilog="""\b
@@ -223,8 +225,8 @@ Example:
 @click.option("--why", default="", help="Kept with the run.")
 def cancel(run_ref: str, why: str) -> None:
     """Cancel a run: its containers are stopped, nothing new starts. RUN is a number, an id, or @latest."""
-    connect().create("runs", run_ref, "cancel", body={"reason": why})
-    click.echo(f"run {run_ref} is being cancelled")
+    answer = connect().create("runs", run_ref, "cancel", body={"reason": why})
+    click.echo(f"run #{answer['number']} is being cancelled")
 
 
 def _decide(run_ref: str, stage: str | None, action: str, comment: str) -> None:
@@ -233,15 +235,28 @@ def _decide(run_ref: str, stage: str | None, action: str, comment: str) -> None:
         found = api.get("runs", run_ref)
         paused = [each["name"] for each in tree.paused_stages(found)]
         if len(paused) != 1:
-            raise Failure(
-                f"run #{found['number']} is {found['state']} and waits for no decision" if not paused
-                else f"run #{found['number']} waits in several stages: {', '.join(paused)}",
-                hint=f"name the stage to decide early: hubflow run {'reject' if action == 'cancel' else action} RUN STAGE",
-                exit_code=USAGE,
-            )  # fmt: skip
+            raise _undecidable(found, paused, "reject" if action == "cancel" else action)
         stage = paused[0]
-    api.create("runs", run_ref, "stages", stage, "decision", body={"action": action, "comment": comment})
-    click.echo(f"stage {plain(stage)} of run {run_ref}: {'approved' if action == 'approve' else 'rejected'}")
+    answer = api.create("runs", run_ref, "stages", stage, "decision", body={"action": action, "comment": comment})
+    click.echo(f"stage {plain(stage)} of run #{answer['number']}: {'approved' if action == 'approve' else 'rejected'}")
+
+
+def _undecidable(found: tree.Run, paused: list[str], verb: str) -> Failure:
+    """No stage was named, and none or several wait. The stages of a run that goes on may be decided early."""
+    number, state = found["number"], found["state"]
+    coming = [each["name"] for each in found.get("stages") or () if each["type"] == "pause"]
+    if paused:
+        message, hint = f"run #{number} waits in several stages: {', '.join(paused)}", paused[0]
+    elif state in tree.FINAL:
+        message, hint = f"run #{number} is over ({state.replace('_', ' ')}), there is nothing to decide", ""
+    elif coming:
+        message, hint = f"run #{number} is {state} and waits for no decision", coming[0]
+    else:
+        message, hint = f"run #{number} has no pause stage, there is nothing to decide", ""
+    early = "" if paused else ", to decide early"
+    return Failure(
+        message, hint=f"name the stage{early}: hubflow run {verb} {number} {hint}" if hint else "", exit_code=USAGE
+    )
 
 
 @run.command(epilog="""\b

@@ -20,6 +20,7 @@ MARKS = {
 ASCII_MARKS = {"✔": "+", "✖": "x", "⊘": "!", "⏸": "=", "◷": "*", "·": "."}
 _PLAIN_STATES = frozenset({"succeeded", "running", "waiting"})
 """What the mark says already."""
+_KEPT = "kept from the run that this one retries"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +54,28 @@ def _begin(job: Mapping[str, Any]) -> str:
     return "started_at" if job.get("started_at") else "ready_at"
 
 
-def notes(part: Mapping[str, Any]) -> Iterator[str]:
-    """What is said of a run, stage or job behind its name: state, attempt, why, who decided."""
+def notes(part: Mapping[str, Any], *, every_state: bool = False) -> Iterator[str]:
+    """What is said of a run, stage or job behind its name: state, attempt, why, who decided.
+
+    `every_state`: also the states that are plain from the mark.
+    """
     state = str(part["state"])
-    if state not in _PLAIN_STATES:
+    if every_state or state not in _PLAIN_STATES:
         yield state.replace("_", " ")
     if (part.get("attempt") or 0) > 1:
         yield f"attempt {part['attempt']}"
-    if part.get("carried_from"):
-        yield "kept from the run that this one retries"
+    kept = bool(part.get("carried_from")) or part.get("reason") == "CarriedOver"
+    if kept:
+        yield _KEPT
     waiting = part.get("waiting") or {}
     why = plain(waiting.get("message") or part.get("message") or part.get("reason") or "")
     if waiting.get("position"):
         why += f" ({waiting['position']} before it)"
-    if why and not part.get("carried_from") and not part.get("decision"):
+    if why and not kept and not part.get("decision"):
         yield why if len(why) <= 160 else why[:159] + "…"
     decision = part.get("decision")
     if isinstance(decision, Mapping):
-        verb = "approved" if decision.get("action") == "approve" else "cancelled"
+        verb = "approved" if decision.get("action") == "approve" else "rejected"
         comment = f": {plain(decision['comment'])}" if decision.get("comment") else ""
         yield f"{verb} by {plain(decision.get('by', ''))}{comment}"
 
@@ -128,3 +133,11 @@ def paused_stages(run: Run) -> list[Mapping[str, Any]]:
 def undecided_stages(run: Run) -> list[Mapping[str, Any]]:
     """Paused stages about which nobody has decided yet."""
     return [stage for stage in paused_stages(run) if not stage.get("decision")]
+
+
+def pause_hints(run: Run, stage: Any) -> list[str]:
+    """How to decide about a paused stage."""
+    return [
+        f"approve: hubflow run approve {run['number']} {plain(stage['name'])}",
+        f"reject:  hubflow run reject {run['number']} {plain(stage['name'])}",
+    ]

@@ -123,7 +123,7 @@ class LiveScreen:
             return ""
         text = tree.as_rich(self._run, datetime.now(UTC), self._console.width)
         for stage in tree.undecided_stages(self._run):
-            for hint in pause_hints(self._run, stage):
+            for hint in tree.pause_hints(self._run, stage):
                 text.append(f"\n    {hint}", style=STYLES["paused"])
         return text
 
@@ -144,7 +144,7 @@ class LineScreen:
             if stage["state"] == "paused" and self._tell(
                 "stage " + stage["name"], stage, f"stage {stage['name']}", now, None
             ):
-                hints = pause_hints(run, stage) if stage in tree.undecided_stages(run) else []
+                hints = tree.pause_hints(run, stage) if stage in tree.undecided_stages(run) else []
                 self._say("\n".join(f"    {hint}" for hint in hints))
         for job in tree.jobs(run):
             self._tell("job " + job["name"], job, f"{job['stage']} / {job['name']}", now, job.get("started_at"))
@@ -160,8 +160,8 @@ class LineScreen:
     def close(self) -> None: ...
 
     def _tell(self, key: str, part: Any, title: str, now: datetime, start: Any) -> bool:
-        state, notes = str(part["state"]), "  ".join(tree.notes(part))
-        unremarkable = state in {"waiting", "ready", "submitted"} and notes in {"", state}
+        state, notes = str(part["state"]), "  ".join(tree.notes(part, every_state=True))
+        unremarkable = state in {"waiting", "ready", "submitted"} and notes == state
         if unremarkable or self._seen.get(key) == (state, notes):
             return False
         self._seen[key] = (state, notes)
@@ -169,7 +169,7 @@ class LineScreen:
         if not marks_ok():
             mark = tree.ASCII_MARKS.get(mark, mark)
         time_taken = elapsed(start, part.get("finished_at"), now) if part.get("finished_at") else ""
-        words = [datetime.now().astimezone().strftime("%H:%M:%S"), mark, plain(title), notes or state, time_taken]
+        words = [datetime.now().astimezone().strftime("%H:%M:%S"), mark, plain(title), notes, time_taken]
         self._say("  ".join(word for word in words if word))
         return True
 
@@ -178,14 +178,6 @@ class LineScreen:
             with self._lock:
                 click.echo(text)
                 sys.stdout.flush()
-
-
-def pause_hints(run: tree.Run, stage: Any) -> list[str]:
-    """How to decide about a paused stage."""
-    return [
-        f"approve: hubflow run approve {run['number']} {plain(stage['name'])}",
-        f"reject:  hubflow run reject {run['number']} {plain(stage['name'])}",
-    ]
 
 
 def report(api: Api, run: tree.Run, *, log_shown: bool) -> None:

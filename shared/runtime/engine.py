@@ -94,7 +94,8 @@ class Engine:
                     raise EngineError(response.status, _message(await response.read()))
                 yield response
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise TemporaryError(f"the container engine at {self.host} does not answer: {error!r}") from error
+            why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise TemporaryError(f"the container engine at {self.host} does not answer: {why}") from error
 
     async def call(self, method: str, path: str, **options: Any) -> Any:
         """One request with a JSON answer, or None if the answer is empty."""

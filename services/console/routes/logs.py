@@ -62,7 +62,7 @@ async def _find(call: Call, context: Context, attempt: int | None) -> _Log:
     newest = row["attempt"]
     if attempt is not None and attempt > max(newest, 1):
         raise UserError(
-            f"the job {name!r} has had {newest} attempts", code="attempt-not-found", status=404,
+            f"the job {name!r} has no attempt {attempt}: it has had {newest}", code="attempt-not-found", status=404,
         )  # fmt: skip
     wanted = attempt or max(newest, 1)
     origin = row["carried_from"] or run["id"]  # what was carried over has its log where it ran

@@ -22,7 +22,9 @@ def _verify(request: Request, secret: str) -> None:
     elif "X-Hubflow-Signature-256" in request.headers:
         check_hmac(request, secret, "X-Hubflow-Signature-256", "sha256=")
     else:
-        raise refused("the headers webhook-id, webhook-timestamp and webhook-signature are missing")
+        raise refused(
+            "neither X-Hubflow-Signature-256 nor the headers webhook-id, webhook-timestamp and webhook-signature are there"
+        )
 
 
 def _read(request: Request) -> Incoming:

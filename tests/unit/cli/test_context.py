@@ -30,6 +30,11 @@ def test_the_environment_comes_before_the_file_and_options_before_both(project):
     assert (found.token, found.tenant) == ("hf_e", "other")
 
 
+def test_another_token_than_the_file_s_does_not_get_the_file_s_tenant(project):
+    found = context.resolve({}, {"HUBFLOW_TOKEN": "hf_e"}, project)
+    assert (found.token, found.tenant, found.token_from_file) == ("hf_e", "", False)
+
+
 def test_the_file_s_token_is_not_sent_to_another_server(project):
     found = context.resolve({"url": "http://elsewhere:8080/"}, {}, project)
     assert (found.url, found.token, found.tenant) == ("http://elsewhere:8080", "", "")

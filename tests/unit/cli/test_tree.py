@@ -84,6 +84,26 @@ def test_lines_are_told_once_for_each_change(capsys):
     assert "hubflow run approve 12 s" in told
 
 
+def test_lines_say_the_state_whatever_else_there_is_to_say(capsys):
+    again = job("a", "waiting", message="attempt 1 failed (ExitCode): status 1")
+    LineScreen().update(run(stages=[stage("s", "running", again, job("b", "succeeded", attempt=2))]))
+    told = capsys.readouterr().out
+    assert "s / a  waiting  attempt 1 failed" in told
+    assert "s / b  succeeded  attempt 2" in told
+
+
+def test_what_a_retry_keeps_is_told_in_words():
+    kept = stage("s", "succeeded", job("a", "succeeded", carried_from="0180"), reason="CarriedOver")
+    text = tree.as_text(run(stages=[kept]), NOW)
+    assert text.count("kept from the run that this one retries") == 2
+    assert "CarriedOver" not in text
+
+
+def test_a_refusal_is_called_one():
+    refused = stage("gate", "cancelled", decision={"action": "cancel", "by": "token:ann", "comment": ""})
+    assert "rejected by token:ann" in tree.as_text(run("cancelled", [refused]), NOW)
+
+
 @given(st.text())
 def test_texts_of_others_cannot_steer_the_terminal(text):
     assert all(char.isprintable() for char in plain(text))
