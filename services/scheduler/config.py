@@ -9,6 +9,8 @@ from shared.config import setting
 
 @dataclass(frozen=True, slots=True)
 class SchedulerSettings:
+    """How many jobs at a time, and how often to look."""
+
     PREFIX = "SCHEDULER"
 
     max_jobs: int = setting(

@@ -123,3 +123,9 @@ def test_the_documentation_is_that_of_the_commands():
     from cli.reference import main as reference
 
     assert reference(check=True) == 0, "docs/cli.md is out of date: run `python -m cli.reference`"
+
+
+def test_the_documentation_names_every_setting():
+    from cli.settings_reference import main as settings
+
+    assert settings(check=True) == 0, "docs/settings.md is out of date: run `python -m cli.settings_reference`"
