@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -92,9 +93,14 @@ def routes(endpoints: Iterable[Endpoint], context: HasDatabase) -> list[web.Rout
     own_head = {each.path for each in table if each.method == "HEAD"}
     return [
         # aiohttp answers HEAD with each GET's handler by itself, and refuses a second one.
-        web.route(each.method, each.path, _handler(each, context), **_own_head(each, own_head))
+        web.route(each.method, _any_names(each.path), _handler(each, context), **_own_head(each, own_head))
         for each in table
     ]
+
+
+def _any_names(path: str) -> str:
+    """aiohttp takes no braces in a part of a path unless told to, and names may hold them."""
+    return re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", path)
 
 
 def _own_head(endpoint: Endpoint, paths: set[str]) -> dict[str, bool]:

@@ -21,6 +21,7 @@ from services.console.main import SERVICE as CONSOLE
 from services.trigger.main import SERVICE as TRIGGER
 from shared.embedded import S3Address
 from shared.events import RunFinished, RunPaused
+from shared.http import quoted
 from shared.states import RunState
 from tests.integration.serving import Client, Served, serving
 
@@ -266,7 +267,7 @@ async def test_a_run_is_found_by_id_number_and_latest(acme: Client) -> None:
         ("@latest", second),
     ):
         assert (await acme.get(f"/api/v1/runs/{name}"))["id"] == run["id"]
-    for name in ("0", "x", "@oldest", "9" * 30, str(uuid.uuid4()), "-1", "%00"):
+    for name in ("0", "x", "@oldest", "9" * 30, str(uuid.uuid4()), "-1", "{x}"):
         answer = await acme.call("GET", f"/api/v1/runs/{name}")
         assert (answer.status, answer.body["code"]) == (404, "run-not-found"), name
 
@@ -293,6 +294,15 @@ async def test_a_run_shows_its_tree_and_why_it_waits(served: Served, acme: Clien
     )
     waiting = (await acme.get(f"/api/v1/runs/{first['id']}"))["waiting"]
     assert waiting == {"reason": "Quota", "message": "the quota of 2 jobs is used up", "position": 0}
+
+
+async def test_jobs_of_any_name_have_an_address(acme: Client) -> None:
+    names = ["{y}", "[x]", "?#%2e", "a\\b", "☃", "-"]
+    jobs = ", ".join(f"{json.dumps(name)}: {{script: 'true'}}" for name in names)
+    await apply(acme, f"name: odd {{}}\nstages: [{{name: one, jobs: {{{jobs}}}}}]", quoted("odd {}"))
+    run = await start(acme, quoted("odd {}"))
+    for name in names:
+        assert (await acme.get(f"{run['url']}/jobs/{quoted(name)}"))["name"] == name
 
 
 async def test_runs_are_listed_newest_first_and_filtered(served: Served, acme: Client) -> None:
@@ -769,7 +779,7 @@ async def test_every_route_is_described(served: Served, acme: Client) -> None:
     document = await acme.get("/api/v1/openapi.json")
     jsonschema.Draft202012Validator.check_schema(document["components"]["schemas"])
     described = {(method.upper(), path) for path, operations in document["paths"].items() for method in operations}
-    served_routes = {(route.method, route.path.replace(":.+", "")) for route in served.routes}
+    served_routes = {(route.method, re.sub(r":[^}]+", "", route.path)) for route in served.routes}
     assert len(served_routes) > 40
     assert served_routes == described
     operations = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
