@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.context import FILE, FOLDER, read
+from cli.context import FILE, FOLDER, find, read
 from cli.failure import CONFIGURATION, OK, UNREACHABLE, Failure, say_error
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def dev(
     state folder `.hubflow` find the server and the token by themselves.
     """
     if stop:
-        return _stop(state)
+        return _stop(_nearest(state))
     if running := _holder(state):
         return _already_running(state, running, detach)
     if detach:
@@ -116,7 +116,13 @@ def _stop_on_signals() -> asyncio.Event:
 def _facts(running: Dev, seconds: float) -> str:
     """What people want to know after the start."""
     if running.runtime_kind == "docker":
-        where = "containers (Docker)"
+        from shared.runtime.docker import DEFAULT_IMAGE
+
+        image = running.environment.get("HUBFLOW_RUNTIME_DEFAULT_IMAGE") or DEFAULT_IMAGE
+        where = (
+            f"containers (Docker); scripts without a component in {image}\n"
+            "             (HUBFLOW_RUNTIME_DEFAULT_IMAGE names another)"
+        )
     else:
         where = (
             "PLAIN PROCESSES of this machine (no container engine answers, or --runtime process was given):\n"
@@ -183,10 +189,16 @@ def _detach(state: Path, options: list[str], separate: bool) -> int:
     return code or UNREACHABLE
 
 
+def _nearest(state: Path) -> Path:
+    """The state folder that other commands started here would find, if the one asked for is not there."""
+    above = find(Path.cwd()) if state == Path(FOLDER) and not state.exists() else None
+    return above.parent if above else state
+
+
 def _stop(state: Path) -> int:
     pid = _holder(state)
     if pid is None:
-        click.echo(f"nothing runs on {state}")
+        click.echo(f"nothing runs on {state.absolute()}")
         return OK
     if not _end(pid):
         raise Failure(f"process {pid} has not ended within {STOP_WITHIN} s", hint=f"see {state / 'services.log'}")

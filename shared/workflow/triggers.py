@@ -104,6 +104,7 @@ class _Pattern:
 def _compiled(pattern: str) -> _Pattern:
     steps: list[tuple[str, Any]] = []
     at = 0
+    what: Any
     while at < len(pattern):
         kind, what, width = pattern[at], None, 1
         if kind == "*":

@@ -235,8 +235,10 @@ async def test_dev_goes_on_in_the_background_until_it_is_stopped(tmp_path):
         assert (await here.run("run", "list")).code == 0
         assert (tmp_path / ".hubflow" / "secret.key").stat().st_mode & 0o777 == 0o600
     finally:
-        stopped = await here.run("dev", "--stop")
-    assert stopped.code == 0
+        below = tmp_path / "deep" / "down"
+        below.mkdir(parents=True)
+        stopped = await Place(None, below).run("dev", "--stop")
+    assert (stopped.code, stopped.out.strip()) == (0, "stopped")
     gone = await here.run("run", "list")
     assert gone.code == UNREACHABLE
     assert "hubflow dev" in gone.err
