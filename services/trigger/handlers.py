@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any
 
 from aiohttp import web
 
@@ -28,7 +29,7 @@ from shared.vault import Vault
 from shared.workflow.model import Workflow
 
 SMALL_BODY = 1024 * 1024
-"""Bytes below which a body is read without waiting for others."""
+"""Bytes up to which a body is kept in memory as it comes, without waiting for others."""
 
 _log = get_logger("trigger")
 
@@ -121,29 +122,33 @@ def _view(run: Any, number: int, workflow: str, state: str) -> dict[str, Any]:
 
 @asynccontextmanager
 async def _body(request: web.Request, provider: Provider, context: Context) -> AsyncIterator[bytes]:
-    """The body, bounded in size and time. Only a few large ones are in memory at the same time, here and while it is used."""
+    """The body, bounded in size and time. Large ones wait on disk until they are whole, and only a few are then in memory at
+    the same time, here and while they are used: a sender who takes its time holds up nobody else."""
     limit = context.settings.push_bytes if provider.large else context.settings.webhook_bytes
-    announced = request.content_length
-    if announced is not None and announced > limit:
+    if (request.content_length or 0) > limit:
         raise _too_large(limit)
-    if announced is not None and announced <= SMALL_BODY:
-        yield await _read(request, limit, context)
-        return
-    async with context.large_bodies:
-        yield await _read(request, limit, context)
+    with SpooledTemporaryFile(max_size=SMALL_BODY) as spool:
+        size = await _receive(request, spool, limit, context)
+        spool.seek(0)
+        if size <= SMALL_BODY:
+            yield spool.read()
+            return
+        async with context.large_bodies:
+            yield spool.read()
 
 
-async def _read(request: web.Request, limit: int, context: Context) -> bytes:
-    body = bytearray()
+async def _receive(request: web.Request, spool: IO[bytes], limit: int, context: Context) -> int:
+    size = 0
     try:
         async with asyncio.timeout(context.settings.body_seconds):
             async for chunk in request.content.iter_any():
-                body += chunk
-                if len(body) > limit:
+                size += len(chunk)
+                if size > limit:
                     raise _too_large(limit)
+                spool.write(chunk)
     except TimeoutError:
         raise UserError("the body did not come in time", code="body-too-slow", status=408) from None
-    return bytes(body)
+    return size
 
 
 def _too_large(limit: int) -> UserError:

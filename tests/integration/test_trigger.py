@@ -11,7 +11,7 @@ import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 from standardwebhooks import Webhook
@@ -364,6 +364,23 @@ async def test_a_push_of_too_many_files_starts_whatever_they_are(acme: Client) -
     many = await github(acme, push(commit="a" * 40, paths=tuple(f"docs/{number}" for number in range(5000))))
     assert (few.body["outcome"], many.body["outcome"]) == ("ignored", "started")
     assert (await github(acme, push(ref="refs/heads/" + "x" * 5000))).status == 400
+
+
+async def test_t69_who_sends_slowly_holds_up_nobody_else(database: str) -> None:
+    async with serving(database, [TRIGGER, CONSOLE], {"HUBFLOW_TRIGGER_LARGE_BODIES": "1"}) as served:
+        acme = await served.tenant("acme")
+        await apply(acme, WORKFLOW)
+        at = urlsplit(acme.url)
+        head = b"POST /hooks/acme/build/github HTTP/1.1\r\nHost: test\r\nContent-Length: 9000000\r\n\r\n"
+        senders = [await asyncio.open_connection(at.hostname, at.port) for _ in range(3)]
+        for _, writer in senders:
+            writer.write(head + b"{" * 2_000_000)
+            await writer.drain()
+        async with asyncio.timeout(10):
+            answer = await github(acme, {**push(), "more": "x" * 2_000_000})
+        assert answer.status == 201, answer.body
+        for _, writer in senders:
+            writer.close()
 
 
 async def test_t69_a_huge_body_is_refused_before_it_is_read(database: str) -> None:
