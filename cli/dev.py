@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from cli import context as contexts
 from cli.context import Context
 from cli.failure import Failure
 from cli.serving import SERVICES, load_services, service_environment
-from shared.embedded.process import free_ports, sole_owner
+from shared.embedded.process import free_ports, port_is_free, sole_owner
 from shared.errors import ConfigurationError, HubflowError, TemporaryError
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ async def _start(stack: AsyncExitStack, state: Path, wish: Wish) -> Dev:
         database_url, s3 = await _open_servers(stack, state, wish)
         docker_host = inherited.get("HUBFLOW_RUNTIME_DOCKER_HOST") or os.environ.get("DOCKER_HOST") or _usual_socket()
         kind = await _runtime_kind(wish.runtime, docker_host)
-        port = wish.port if wish.port is not None else _port(state)
+        port = wish.port if wish.port is not None else _port(stack, state)
         bridge = await _open_bridge(stack, kind, docker_host, s3.endpoint, port)
         token = await _seed(database_url, state)
         found = await loading
@@ -163,6 +164,8 @@ def _inherited(wish: Wish) -> dict[str, str]:
 def _check_wish(wish: Wish, environment: Mapping[str, str]) -> None:
     if wish.runtime not in {"auto", "docker", "process"}:
         raise ConfigurationError(f"runtime {wish.runtime!r} does not exist here; choose auto, docker or process")
+    if wish.port and not port_is_free(wish.port):
+        raise ConfigurationError(f"port {wish.port} is in use; choose another --port, or leave it out for any that is free")
     if wish.separate and not environment.get("HUBFLOW_AMQP_URL"):
         raise ConfigurationError(
             "services in separate processes need a broker between them: set HUBFLOW_AMQP_URL to a RabbitMQ, "
@@ -189,15 +192,30 @@ async def _open_servers(stack: AsyncExitStack, state: Path, wish: Wish) -> tuple
     return database, s3
 
 
-def _port(state: Path) -> int:
+def _port(stack: AsyncExitStack, state: Path) -> int:
     """Last time's port, else the usual one, if free; else any that is."""
-    wanted = [PORT]
     with contextlib.suppress(Failure, ValueError):
-        wanted.insert(0, int(contexts.read(state / contexts.FILE).url.rpartition(":")[2]))
-    for port in wanted:
-        if free_ports(1, [port]) == [port]:
-            return port
-    return free_ports(1)[0]
+        last = int(contexts.read(state / contexts.FILE).url.rpartition(":")[2])
+        if port_is_free(last):
+            return last if last != PORT or _take_port(stack, PORT, again=True) else free_ports(1)[0]
+    return PORT if _take_port(stack, PORT) else free_ports(1)[0]
+
+
+def _take_port(stack: AsyncExitStack, port: int, *, again: bool = False) -> bool:
+    """Take a port that everybody wants until the services listen on it, seconds later: others that start now see it taken.
+
+    `again`: it was ours a moment ago, connections of then do not count.
+    """
+    taken = stack.enter_context(socket.socket())
+    if again:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        taken.bind(("127.0.0.1", port))
+    except OSError:
+        return False
+    # Lets in the services, which say the same; who binds without it, as above, is turned away.
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return True
 
 
 # the runtime, and the way back from its containers

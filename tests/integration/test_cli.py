@@ -225,6 +225,27 @@ async def test_the_second_start_is_quick_and_finds_everything(tmp_path):
     assert taken < 8, "2 s on an idle machine; tests share theirs"
 
 
+async def test_the_usual_port_is_given_to_one_of_those_that_start_together():
+    from contextlib import AsyncExitStack
+
+    from aiohttp import web
+
+    from cli.dev import _take_port
+    from shared.embedded.process import free_ports
+
+    port = free_ports(1)[0]
+    async with AsyncExitStack() as first, AsyncExitStack() as second:
+        assert _take_port(first, port)
+        assert not _take_port(second, port)
+        runner = web.AppRunner(web.Application())
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port).start()  # as the services do; taken is not in the way
+        await runner.cleanup()
+        assert not _take_port(second, port)
+    async with AsyncExitStack() as third:
+        assert _take_port(third, port)
+
+
 async def test_dev_goes_on_in_the_background_until_it_is_stopped(tmp_path):
     here = Place(None, tmp_path)
     begun = await here.run("dev", "--detach", "--runtime", "process")
