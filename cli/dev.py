@@ -165,7 +165,9 @@ def _check_wish(wish: Wish, environment: Mapping[str, str]) -> None:
     if wish.runtime not in {"auto", "docker", "process"}:
         raise ConfigurationError(f"runtime {wish.runtime!r} does not exist here; choose auto, docker or process")
     if wish.port and not port_is_free(wish.port):
-        raise ConfigurationError(f"port {wish.port} is in use; choose another --port, or leave it out for any that is free")
+        raise ConfigurationError(
+            f"port {wish.port} is in use; choose another --port, or leave it out for any that is free"
+        )
     if wish.separate and not environment.get("HUBFLOW_AMQP_URL"):
         raise ConfigurationError(
             "services in separate processes need a broker between them: set HUBFLOW_AMQP_URL to a RabbitMQ, "
