@@ -276,7 +276,9 @@ async def _get(channel: aio_pika.abc.AbstractChannel, limit: int | None) -> list
 
 def _dead(message: AbstractIncomingMessage) -> DeadMessage:
     headers = message.headers
-    reason = _word(headers.get("hubflow-reason")) or f"RabbitMQ: {_word(headers.get('x-first-death-reason')) or 'unknown'}"
+    reason = (
+        _word(headers.get("hubflow-reason")) or f"RabbitMQ: {_word(headers.get('x-first-death-reason')) or 'unknown'}"
+    )
     return DeadMessage(
         id=_message_id(message),
         queue=message.routing_key or "",

@@ -14,7 +14,14 @@ import pytest
 from shared import asyncapi
 from shared.events import EVENTS, Event
 
-_SAMPLES: dict[Any, Any] = {str: "x", int: 1, float: 1.5, bool: True, uuid.UUID: uuid.uuid4(), datetime: datetime.now(UTC)}
+_SAMPLES: dict[Any, Any] = {
+    str: "x",
+    int: 1,
+    float: 1.5,
+    bool: True,
+    uuid.UUID: uuid.uuid4(),
+    datetime: datetime.now(UTC),
+}
 
 
 def sample(cls: type[Event], *, full: bool) -> Event:
