@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -38,6 +39,13 @@ _PROGRAMS = {
     "registry": ("docker-registry",),
 }
 _LACKING = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_configure() -> None:
+    # Whoever starts us in the background of a shell has interrupts ignored, and every program that we start inherits that:
+    # tests of Ctrl-C would wait for ever.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
