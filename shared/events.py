@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import msgpack
 
@@ -44,6 +44,12 @@ class Event:
     def topic(self) -> str:
         """Routing key: `<tenant>.<entity>.<what>`."""
         return f"{self.tenant}.{self.TYPE}"
+
+    def caused_by(self, cause: Event) -> Self:
+        """The same event as told while handling `cause`, unless its cause is known already."""
+        if self.cause is not None:
+            return self
+        return dataclasses.replace(self, cause=cause.id, trace=self.trace or cause.trace)
 
     def to_map(self) -> dict[str, Any]:
         """The flat map of plain values that goes over the wire; None and "" are left out."""

@@ -6,9 +6,10 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
-from services.scheduler import core, store
+from services.scheduler import core, saving, store
 from services.scheduler.admission import Held, Quota, Request, Usage, admit_jobs, admit_run
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.model import Decision, Run
@@ -39,6 +40,7 @@ class Context:
     clock: Clock
     settings: SchedulerSettings
     plans: store.Plans = field(default_factory=store.Plans)
+    remembered: store.Remembered = field(default_factory=store.Remembered)
     released: set[str] = field(default_factory=set)
     """Tenants that gave something back: what waited there may fit now."""
     release: asyncio.Event = field(default_factory=asyncio.Event)
@@ -46,16 +48,22 @@ class Context:
 
 @dataclass(slots=True)
 class _Work:
-    """The runs of one transaction as they were and as they have become."""
+    """The runs of one step as they were and as they have become."""
 
     loaded: Mapping[uuid.UUID, store.Loaded]
     now: dict[uuid.UUID, Run]
     evaluate: dict[uuid.UUID, core.Evaluate]
     events: list[Event] = field(default_factory=list)
+    revisions: Mapping[uuid.UUID, str] = field(default_factory=dict)
+    """Of the runs that were written."""
 
-    def take(self, step: core.Step) -> None:
+    def take(self, step: core.Step, cause: Event | None = None) -> None:
         self.now[step.run.id] = step.run
-        self.events.extend(step.events)
+        self.events.extend(step.events if cause is None else [event.caused_by(cause) for event in step.events])
+
+    def changed(self) -> list[tuple[store.Loaded, Run]]:
+        pairs = [(self.loaded[id], run) for id, run in self.now.items()]
+        return [(loaded, run) for loaded, run in pairs if loaded.new or run != loaded.run]
 
 
 # ---------------------------------------------------------------- events
@@ -63,7 +71,8 @@ class _Work:
 
 def on_message(context: Context) -> Callable[[Message], Awaitable[None]]:
     """The handler of the bus: batches what comes together."""
-    batches: Batcher[Event] = Batcher(lambda events: on_events(events, context), limit=BATCH, workers=2)
+    # One worker: two would look at the same run at the same time, and one of them in vain.
+    batches: Batcher[Event] = Batcher(lambda events: on_events(events, context), limit=BATCH, workers=1)
 
     async def handle(message: Message) -> None:
         await batches.submit(decode(message.body))
@@ -72,19 +81,73 @@ def on_message(context: Context) -> Callable[[Message], Awaitable[None]]:
 
 
 async def on_events(events: Sequence[Event], context: Context) -> None:
-    """Handle events of any number of runs in one transaction."""
-    async with context.database.transaction(events[0] if len(events) == 1 else None) as tx:
+    """Handle events of any number of runs: at once where nothing limits them and nobody is quicker, else under locks."""
+    changed_quotas = {event.tenant for event in events if isinstance(event, TenantQuotaChanged)}
+    if left := await _on_free_runs([event for event in events if event.run], context):
+        await _on_locked_runs(left, context)
+    if changed_quotas:
+        context.released.update(changed_quotas)
+        context.release.set()
+
+
+async def _on_free_runs(events: Sequence[Event], context: Context) -> list[Event]:
+    """One step of the runs that nothing limits, written by one statement. Returns the events of the other runs, and of those
+    that somebody else has changed meanwhile."""
+    if context.settings.max_jobs:
+        return list(events)
+    ids = sorted({event.run for event in events if event.run})
+    known = context.remembered.get(ids)
+    if unknown := [id for id in ids if id not in known]:
+        async with context.database.connection() as connection:
+            known |= await store.look(connection, context.plans, unknown)
+    free = {id: each for id, each in known.items() if each.free}
+    work = await _work(context, free)
+    now = context.clock.now()
+    heard = [event for event in events if event.run in free]
+    for event in heard:
+        _apply(work, event, now)
+    for id in free:
+        _go_on(work, id, now)
+    changed = work.changed()
+    moved: Mapping[uuid.UUID, str] = {}
+    if changed:
+        ours = {run.id for _, run in changed}
+        moved = await saving.save(
+            context.database, changed, [(each.run, each.id) for each in heard if each.run in ours], work.events
+        )
+        context.remembered.keep(changed, moved)
+    quiet = free.keys() - {run.id for _, run in changed}
+    return [event for event in events if event.run in known and event.run not in moved and event.run not in quiet]
+
+
+async def _on_locked_runs(events: Sequence[Event], context: Context) -> None:
+    async with context.database.transaction() as tx:
         unseen = await tx.first_times(CONSUMER, [event.id for event in events])
         fresh = [event for event in events if event.id in unseen]
-        context.released.update(event.tenant for event in fresh if isinstance(event, TenantQuotaChanged))
         work = await _load(tx, context, sorted({event.run for event in fresh if event.run}))
         now = context.clock.now()
         for event in fresh:
             if event.run in work.now:
-                work.take(core.apply(work.now[event.run], event, now, work.evaluate[event.run]))
+                _apply(work, event, now)
         await _admit(tx, context, work)
         await _write(tx, context, work)
-    _notice_release(context, work)
+    _after_commit(context, work)
+
+
+def _apply(work: _Work, event: Event, now: datetime) -> None:
+    """What one event means for its run."""
+    id = event.run
+    if id is not None:
+        work.take(core.apply(work.now[id], event, now, work.evaluate[id]), cause=event)
+
+
+def _go_on(work: _Work, id: uuid.UUID, now: datetime) -> None:
+    """Let in a run that nothing limits, and its jobs as they become eligible: a job that ends at once may free the next."""
+    run = work.now[id]
+    if run.admitted_at is None and not run.state.final and run.ending_state is None:
+        work.take(core.admit(run, now, work.evaluate[id]))
+    while (names := work.now[id].eligible) and not work.now[id].state.final:
+        work.take(core.admit_jobs(work.now[id], names, now, work.evaluate[id]))
 
 
 # ---------------------------------------------------------------- time, and what waits
@@ -115,7 +178,7 @@ async def on_time(context: Context) -> int:
                 work.take(core.tick(run, now, work.evaluate[run.id]))
         await _admit(tx, context, work)
         await _write(tx, context, work)
-    _notice_release(context, work)
+    _after_commit(context, work)
     return len(ids)
 
 
@@ -162,7 +225,7 @@ async def admit_waiting(context: Context, tenants: set[str] | None) -> bool:
         await _admit(tx, context, work, ours_first=True)
         admitted = any(_progress(before[id], work.now[id]) for id in before)
         await _write(tx, context, work)
-    _notice_release(context, work)
+    _after_commit(context, work)
     return admitted and len(ids) == PASS_LIMIT
 
 
@@ -171,21 +234,29 @@ async def admit_waiting(context: Context, tenants: set[str] | None) -> bool:
 
 async def _load(tx: Transaction, context: Context, ids: Sequence[uuid.UUID], *, skip_locked: bool = False) -> _Work:
     loaded = await store.load(tx.connection, context.plans, ids, skip_locked=skip_locked) if ids else {}
+    return await _work(context, loaded, tx.connection)
+
+
+async def _work(context: Context, loaded: Mapping[uuid.UUID, store.Loaded], connection: Any = None) -> _Work:
+    """`connection`: of the transaction that has locked the runs, if one has."""
     evaluate: dict[uuid.UUID, core.Evaluate] = {}
     for id, each in loaded.items():
         evaluate[id] = _never
         if each.run.index.conditional:
-            evaluate[id] = _conditions(await store.condition_inputs(tx.connection, each.run), each.run.plan.input_types)
+            inputs = await store.condition_inputs(connection or context.database, each.run)
+            evaluate[id] = _conditions(inputs, each.run.plan.input_types)
     return _Work(loaded, {id: each.run for id, each in loaded.items()}, evaluate)
 
 
 async def _write(tx: Transaction, context: Context, work: _Work) -> None:
-    changed = [
-        (work.loaded[id], run) for id, run in work.now.items() if work.loaded[id].new or run is not work.loaded[id].run
-    ]
-    if changed:
-        await store.save(tx.connection, changed, work.events)
+    if changed := work.changed():
+        work.revisions = await saving.save_locked(tx.connection, changed, work.events)
     tx.tell(*work.events)
+
+
+def _after_commit(context: Context, work: _Work) -> None:
+    context.remembered.keep(work.changed(), work.revisions)
+    _notice_release(context, work)
 
 
 async def _admit(tx: Transaction, context: Context, work: _Work, *, ours_first: bool = False) -> None:

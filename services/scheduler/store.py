@@ -1,27 +1,28 @@
-"""The tables of runs, stages, jobs and attempts. All functions work inside the caller's transaction.
+"""What the scheduler reads: runs with their stages and jobs, and what holds them back. `saving.py` writes.
 
-`load` locks the runs (in the order of their ids, so that two transactions never wait for one another in a circle), and
-`save` writes only what differs from what was loaded.
+`load` locks the runs (in the order of their ids, so that two transactions never wait for one another in a circle); `look` does
+not, for steps that are written only if nobody else was quicker.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from services.scheduler.admission import Quota, Usage
-from services.scheduler.core import next_wake
 from services.scheduler.model import Decision, JobStatus, PlanIndex, Run, StageStatus, fresh
-from shared.clock import parse_timestamp, timestamp
-from shared.events import Event, JobReady, JobStopRequested
-from shared.runtime.protocol import container_name
+from shared.clock import parse_timestamp
 from shared.states import JobState, Reason, RunState, StageState
 from shared.workflow.plan import Plan
 
 _PLANS_KEPT = 1000
+_RUNS_REMEMBERED = 2000
+_JOBS_REMEMBERED = 1000
+"""A run with more jobs is read anew for each step; a remembered job takes about half a kilobyte."""
 
 _RUN_COLUMNS = """r.id, r.number, r.tenant, r.workflow, r.version, r.concurrency_group, r.retry_of, r.state, r.reason,
     r.message, r.ending_state, r.paused_seconds, r.created_at, r.admitted_at, r.started_at, r.finished_at"""
@@ -35,6 +36,33 @@ class Loaded:
     quota: Quota
     new: bool
     """It has no rows of stages and jobs yet."""
+    revision: str
+    """PostgreSQL's version of its row (xmin)."""
+    free: bool
+    """No quota of its tenant and no concurrency group may hold it."""
+
+
+class Remembered:
+    """Runs as this process has written them last. Somebody else may have changed them since: their revisions tell."""
+
+    def __init__(self) -> None:
+        self._runs: OrderedDict[uuid.UUID, Loaded] = OrderedDict()
+
+    def get(self, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Loaded]:
+        return {id: self._runs[id] for id in ids if id in self._runs}
+
+    def keep(self, changed: Iterable[tuple[Loaded, Run]], revisions: Mapping[uuid.UUID, str]) -> None:
+        """After a commit: runs that moved, as they are now. The others are forgotten."""
+        for loaded, run in changed:
+            self._runs.pop(run.id, None)
+            if run.id in revisions and not run.state.final and len(run.jobs) <= _JOBS_REMEMBERED:
+                self._runs[run.id] = Loaded(run, loaded.quota, False, revisions[run.id], loaded.free)
+        while len(self._runs) > _RUNS_REMEMBERED:
+            self._runs.popitem(last=False)
+
+    def forget(self, ids: Iterable[uuid.UUID]) -> None:
+        for id in ids:
+            self._runs.pop(id, None)
 
 
 class Plans:
@@ -57,25 +85,33 @@ class Plans:
         return self._plans[key]
 
 
+_LOOK = f"""
+SELECT {_RUN_COLUMNS}, r.xmin::text AS revision, t.quota, EXISTS (SELECT FROM stages s WHERE s.run = r.id) AS begun
+FROM runs r JOIN tenants t ON t.name = r.tenant WHERE r.id = ANY ($1) AND r.finished_at IS NULL ORDER BY r.id
+"""  # noqa: S608 - constants
+
+
+async def look(connection: Any, plans: Plans, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Loaded]:
+    """The runs with these ids, as they are at this moment. Finished and unknown ones are left out."""
+    return await _loaded(connection, plans, await connection.fetch(_LOOK, list(ids)))
+
+
 async def load(
     connection: Any, plans: Plans, ids: Sequence[uuid.UUID], *, skip_locked: bool = False
 ) -> dict[uuid.UUID, Loaded]:
-    """The runs with these ids, locked. Finished and unknown ones are left out."""
-    rows = await connection.fetch(
-        f"SELECT {_RUN_COLUMNS}, t.quota FROM runs r JOIN tenants t ON t.name = r.tenant "  # noqa: S608 - constants
-        "WHERE r.id = ANY ($1) AND r.finished_at IS NULL ORDER BY r.id FOR NO KEY UPDATE OF r"
-        + (" SKIP LOCKED" if skip_locked else ""),
-        list(ids),
-    )
-    if not rows:
-        return {}
-    locked = [row["id"] for row in rows]
-    stages: dict[uuid.UUID, dict[str, StageStatus]] = {id: {} for id in locked}
-    jobs: dict[uuid.UUID, dict[str, JobStatus]] = {id: {} for id in locked}
-    for row in await connection.fetch("SELECT * FROM stages WHERE run = ANY ($1) ORDER BY run, position", locked):
-        stages[row["run"]][row["name"]] = _stage(row)
-    for row in await connection.fetch("SELECT * FROM jobs WHERE run = ANY ($1) ORDER BY run, position", locked):
-        jobs[row["run"]][row["name"]] = _job(row)
+    """The same, locked."""
+    locking = "FOR NO KEY UPDATE OF r SKIP LOCKED" if skip_locked else "FOR NO KEY UPDATE OF r"
+    return await _loaded(connection, plans, await connection.fetch(f"{_LOOK} {locking}", list(ids)))
+
+
+async def _loaded(connection: Any, plans: Plans, rows: Sequence[Any]) -> dict[uuid.UUID, Loaded]:
+    stages: dict[uuid.UUID, dict[str, StageStatus]] = {row["id"]: {} for row in rows}
+    jobs: dict[uuid.UUID, dict[str, JobStatus]] = {row["id"]: {} for row in rows}
+    if begun := [row["id"] for row in rows if row["begun"]]:
+        for row in await connection.fetch("SELECT * FROM stages WHERE run = ANY ($1) ORDER BY run, position", begun):
+            stages[row["run"]][row["name"]] = _stage(row)
+        for row in await connection.fetch("SELECT * FROM jobs WHERE run = ANY ($1) ORDER BY run, position", begun):
+            jobs[row["run"]][row["name"]] = _job(row)
     loaded = {}
     for row in rows:
         plan, index = await plans.of(connection, row["tenant"], row["workflow"], row["version"])
@@ -83,7 +119,8 @@ async def load(
         new = not run.stages
         if new:
             run = fresh(run) if row["retry_of"] is None else await _carry_over(connection, fresh(run), row["retry_of"])
-        loaded[row["id"]] = Loaded(run, Quota.from_json(row["quota"]), new)
+        free = row["quota"] == {} and row["concurrency_group"] is None
+        loaded[row["id"]] = Loaded(run, Quota.from_json(row["quota"]), new, row["revision"], free)
     return loaded
 
 
@@ -111,110 +148,6 @@ async def _carry_over(connection: Any, run: Run, origin: uuid.UUID) -> Run:
         if stage.name in done and all(job.carried_from for _, job in run.jobs_of(stage)):
             run.stages[stage.name] = StageStatus(StageState.SUCCEEDED, Reason.CARRIED_OVER)
     return run
-
-
-async def save(connection: Any, changed: Sequence[tuple[Loaded, Run]], events: Sequence[Event]) -> None:
-    """Write what differs between each run as loaded and as it is now, and the attempts that the events speak of."""
-    await _save_runs(connection, [now for _, now in changed])
-    await _save_stages(connection, changed)
-    await _save_jobs(connection, changed)
-    await _save_attempts(connection, events)
-
-
-async def _save_runs(connection: Any, runs: Sequence[Run]) -> None:
-    await connection.execute(
-        """
-        UPDATE runs r SET state = n.state, reason = n.reason, message = n.message, ending_state = n.ending_state,
-            paused_seconds = n.paused_seconds, admitted_at = n.admitted_at, started_at = n.started_at,
-            finished_at = n.finished_at, wake_at = n.wake_at
-        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::timestamptz[],
-            $8::timestamptz[], $9::timestamptz[], $10::timestamptz[])
-            AS n (id, state, reason, message, ending_state, paused_seconds, admitted_at, started_at, finished_at, wake_at)
-        WHERE r.id = n.id
-        """,
-        *_columns(
-            (
-                run.id, run.state, run.reason, run.message, run.ending_state, run.paused_seconds, run.admitted_at,
-                run.started_at, run.finished_at, next_wake(run),
-            )
-            for run in runs
-        ),
-    )  # fmt: skip
-
-
-async def _save_stages(connection: Any, changed: Sequence[tuple[Loaded, Run]]) -> None:
-    rows = [
-        (
-            now.id, position, name, stage.state, stage.reason, stage.message, _decision_document(stage.decision),
-            stage.started_at, stage.paused_at, stage.finished_at,
-        )
-        for loaded, now in changed
-        for position, (name, stage) in enumerate(now.stages.items())
-        if loaded.new or stage is not loaded.run.stages[name]
-    ]  # fmt: skip
-    if rows:
-        await connection.execute(
-            """
-            INSERT INTO stages (run, position, name, state, reason, message, decision, started_at, paused_at, finished_at)
-            SELECT * FROM unnest($1::uuid[], $2::int[], $3::text[], $4::text[], $5::text[], $6::text[], $7::jsonb[],
-                $8::timestamptz[], $9::timestamptz[], $10::timestamptz[])
-            ON CONFLICT (run, position) DO UPDATE SET state = excluded.state, reason = excluded.reason,
-                message = excluded.message, decision = excluded.decision, started_at = excluded.started_at,
-                paused_at = excluded.paused_at, finished_at = excluded.finished_at
-            """,
-            *_columns(rows),
-        )
-
-
-async def _save_jobs(connection: Any, changed: Sequence[tuple[Loaded, Run]]) -> None:
-    rows = []
-    for loaded, now in changed:
-        for position, (name, job) in enumerate(now.jobs.items()):
-            if loaded.new or job is not loaded.run.jobs[name]:
-                plan, stage = now.index.jobs[name], now.index.stage_of[name]
-                rows.append((
-                    now.id, position, now.tenant, stage.name, name, job.state, job.reason, job.message, job.attempt,
-                    job.retries, job.infrastructure_retries, job.stopping, plan.cpu_millis, plan.memory_bytes,
-                    job.eligible_at, job.retry_at, job.ready_at, job.submitted_at, job.started_at, job.finished_at,
-                    job.reminded_at, job.carried_from,
-                ))  # fmt: skip
-    if rows:
-        await connection.execute(_UPSERT_JOBS, *_columns(rows))
-
-
-_UPSERT_JOBS = """
-INSERT INTO jobs (run, position, tenant, stage, name, state, reason, message, attempt, retries, infrastructure_retries,
-    stopping, cpu_millis, memory_bytes, eligible_at, retry_at, ready_at, submitted_at, started_at, finished_at, reminded_at,
-    carried_from)
-SELECT * FROM unnest($1::uuid[], $2::int[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::int[],
-    $10::int[], $11::int[], $12::text[], $13::int[], $14::bigint[], $15::timestamptz[], $16::timestamptz[], $17::timestamptz[],
-    $18::timestamptz[], $19::timestamptz[], $20::timestamptz[], $21::timestamptz[], $22::uuid[])
-ON CONFLICT (run, position) DO UPDATE SET state = excluded.state, reason = excluded.reason, message = excluded.message,
-    attempt = excluded.attempt, retries = excluded.retries, infrastructure_retries = excluded.infrastructure_retries,
-    stopping = excluded.stopping, eligible_at = excluded.eligible_at, retry_at = excluded.retry_at,
-    ready_at = excluded.ready_at, submitted_at = excluded.submitted_at, started_at = excluded.started_at,
-    finished_at = excluded.finished_at, reminded_at = excluded.reminded_at
-"""
-
-
-async def _save_attempts(connection: Any, events: Sequence[Event]) -> None:
-    started = [_attempt(event) for event in events if isinstance(event, JobReady)]
-    if started:
-        await connection.execute(
-            "INSERT INTO attempts (container, run, job, attempt) "
-            "SELECT * FROM unnest($1::text[], $2::uuid[], $3::text[], $4::int[]) ON CONFLICT DO NOTHING",
-            *_columns(started),
-        )
-    stopped = [_attempt(event)[0] for event in events if isinstance(event, JobStopRequested)]
-    if stopped:
-        await connection.execute(
-            "UPDATE attempts SET stop_requested_at = coalesce(stop_requested_at, now()) WHERE container = ANY ($1)",
-            stopped,
-        )
-
-
-def _attempt(event: JobReady | JobStopRequested) -> tuple[str, uuid.UUID, str, int]:
-    return container_name(str(event.run), event.job, event.attempt), event.run, event.job, event.attempt
 
 
 # ---------------------------------------------------------------- what holds runs and jobs back
@@ -329,11 +262,6 @@ async def condition_inputs(connection: Any, run: Run) -> dict[str, Any]:
 # ---------------------------------------------------------------- rows and values
 
 
-def _columns(rows: Any) -> list[list[Any]]:
-    """Rows turned into one list a column, as unnest wants them."""
-    return [list(column) for column in zip(*rows, strict=True)]
-
-
 def _run(row: Any, plan: Plan, index: PlanIndex, stages: dict[str, StageStatus], jobs: dict[str, JobStatus]) -> Run:
     return Run(
         id=row["id"], tenant=row["tenant"], number=row["number"], workflow=row["workflow"], version=row["version"],
@@ -366,9 +294,3 @@ def _decision(document: Mapping[str, Any] | None) -> Decision | None:
     if document is None:
         return None
     return Decision(document["action"], document["by"], document["comment"], parse_timestamp(document["at"]))
-
-
-def _decision_document(decision: Decision | None) -> dict[str, str] | None:
-    if decision is None:
-        return None
-    return {"action": decision.action, "by": decision.by, "comment": decision.comment, "at": timestamp(decision.at)}

@@ -13,15 +13,15 @@ else is a bug and passes through.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import asyncpg
 
+from shared.bus.protocol import Message
 from shared.db import outbox
 from shared.errors import TemporaryError
 from shared.events import Event
@@ -61,10 +61,7 @@ class Transaction:
 
     def tell(self, *events: Event) -> None:
         """Record events with this transaction; they are published after commit, in this order."""
-        for event in events:
-            if self.cause is not None and event.cause is None:
-                event = dataclasses.replace(event, cause=self.cause.id, trace=event.trace or self.cause.trace)
-            self.told.append(event)
+        self.told.extend(events if self.cause is None else [event.caused_by(self.cause) for event in events])
 
     async def first_time(self, consumer: str) -> bool:
         """Note that `consumer` handles the causing event now. False: it has already done so."""
@@ -98,10 +95,22 @@ class Database:
             async with self._pool.acquire() as connection, connection.transaction():
                 transaction = Transaction(connection, cause)
                 yield transaction
-                if transaction.told:
-                    transaction.told = await outbox.record(connection, transaction.told)
-        if transaction.told and self.relay is not None:
-            self.relay.send(transaction.told)
+                recorded = await outbox.record(connection, transaction.told) if transaction.told else []
+        self._send(recorded)
+
+    async def change(
+        self, statement: str, *arguments: Any, told: Sequence[Event], bases: Callable[[Any], Mapping[uuid.UUID, int]]
+    ) -> list[Any]:
+        """A change that is one statement: it records the events `told` by itself (`outbox.recording`, whose parameters come
+        after `arguments`), so that one round trip is the whole transaction. `bases`: the seqs, from the rows it returns."""
+        given = outbox.columns(told)
+        rows = await self.fetch(statement, *arguments, *given)
+        self._send(outbox.messages(told, given, bases(rows)))
+        return rows
+
+    def _send(self, recorded: Sequence[Message]) -> None:
+        if recorded and self.relay is not None:
+            self.relay.send(recorded)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Any]:

@@ -8,9 +8,8 @@ process publishes at once (`Relay.send`); what a crash, a lost broker or a faile
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -33,23 +32,35 @@ MARK_INTERVAL = 0.02
 
 _log = get_logger("outbox")
 
-_RECORD = """
-WITH given AS (
-    SELECT * FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::bytea[])
-        WITH ORDINALITY AS g (id, tenant, run, type, body, n)
-), wanted AS (
-    SELECT run, count(*) AS amount FROM given WHERE run IS NOT NULL GROUP BY run
-), locked AS (
-    SELECT run FROM run_counters WHERE run IN (SELECT run FROM wanted) ORDER BY run FOR UPDATE
+
+def recording(first: int, runs: str = "") -> str:
+    """CTEs that record the events in the parameters from `$first` on (`columns` makes them), for a statement that is a change
+    and its events in one. With `runs`, the name of a CTE with a column `id`, only the events of these runs are recorded.
+
+    The CTE `counted` (run, base) then tells their seqs: base + 1, base + 2, ... in the order given.
+    """
+    parameters = ", ".join(
+        f"${first + n}::{kind}[]" for n, kind in enumerate(("uuid", "text", "uuid", "text", "bytea"))
+    )
+    only = f" WHERE g.run IN (SELECT id FROM {runs})" if runs else ""  # noqa: S608 - constants
+    return f"""
+told AS (
+    SELECT g.* FROM unnest({parameters}) WITH ORDINALITY AS g (id, tenant, run, type, body, n){only}
+), amounts AS (
+    SELECT run, count(*) AS amount FROM told WHERE run IS NOT NULL GROUP BY run
+), turns AS (
+    SELECT run FROM run_counters WHERE run IN (SELECT run FROM amounts) ORDER BY run FOR UPDATE
 ), counted AS (
-    UPDATE run_counters c SET seq = c.seq + w.amount FROM wanted w, locked l
-    WHERE c.run = w.run AND l.run = c.run RETURNING c.run, c.seq - w.amount AS base
-)
-INSERT INTO events (id, tenant, run, seq, type, body)
-SELECT g.id, g.tenant, g.run, c.base + row_number() OVER (PARTITION BY g.run ORDER BY g.n), g.type, g.body
-FROM given g LEFT JOIN counted c ON c.run = g.run
-RETURNING id, seq
-"""
+    UPDATE run_counters c SET seq = c.seq + a.amount FROM amounts a, turns t
+    WHERE c.run = a.run AND t.run = c.run RETURNING c.run, c.seq - a.amount AS base
+), recorded AS (
+    INSERT INTO events (id, tenant, run, seq, type, body)
+    SELECT t.id, t.tenant, t.run, c.base + row_number() OVER (PARTITION BY t.run ORDER BY t.n), t.type, t.body
+    FROM told t LEFT JOIN counted c ON c.run = t.run
+)"""  # noqa: S608 - constants
+
+
+_RECORD = f"WITH {recording(1)} SELECT run, base FROM counted"  # noqa: S608 - constants
 
 _CLAIM = """
 UPDATE events SET claimed_at = now() WHERE id IN (
@@ -62,15 +73,37 @@ UPDATE events SET claimed_at = now() WHERE id IN (
 _MARK = "UPDATE events SET sent_at = now() WHERE id = ANY ($1::uuid[]) AND sent_at IS NULL"
 
 
-async def record(connection: Any, events: Sequence[Event]) -> list[Event]:
-    """Write the events in the order given, in the connection's transaction. Returns them with their `seq`."""
-    columns: tuple[list[Any], ...] = ([], [], [], [], [])
+async def record(connection: Any, events: Sequence[Event]) -> list[Message]:
+    """Write the events in the order given, in the connection's transaction. Returns what is to be published after commit."""
+    given = columns(events)
+    rows = await connection.fetch(_RECORD, *given)
+    return messages(events, given, {row["run"]: row["base"] for row in rows})
+
+
+def columns(events: Sequence[Event]) -> tuple[list[Any], ...]:
+    """The parameters of `recording`: one list a column."""
+    given: tuple[list[Any], ...] = ([], [], [], [], [])
     for event in events:
         row = (event.id, event.tenant, event.run, event.TYPE, msgpack.packb(event.to_map()))
-        for column, value in zip(columns, row, strict=True):
+        for column, value in zip(given, row, strict=True):
             column.append(value)
-    seqs = {row["id"]: row["seq"] for row in await connection.fetch(_RECORD, *columns)}
-    return [dataclasses.replace(event, seq=seqs[event.id]) if event.run else event for event in events]
+    return given
+
+
+def messages(
+    events: Sequence[Event], given: tuple[list[Any], ...], bases: Mapping[uuid.UUID, int | None]
+) -> list[Message]:
+    """What is to be published of recorded events, with their seqs; those of runs that are not in `bases` were not recorded."""
+    last = dict(bases)
+    outgoing = []
+    for event, body in zip(events, given[-1], strict=True):
+        if event.run is not None:
+            if event.run not in last:
+                continue
+            seq = last[event.run] = (last[event.run] or 0) + 1
+            body = with_seq(body, seq)
+        outgoing.append(Message(event.id, event.topic, body))
+    return outgoing
 
 
 class Relay:
@@ -83,10 +116,10 @@ class Relay:
         self._sent: list[uuid.UUID] = []
         self._something_sent = asyncio.Event()
 
-    def send(self, events: Sequence[Event]) -> None:
+    def send(self, messages: Sequence[Message]) -> None:
         """Publish events that have just been committed. Returns at once; failures are left to the sweep."""
-        for event in events:
-            self._publish(event.id, event.topic, msgpack.packb(event.to_map()))
+        for message in messages:
+            self._publish(message)
 
     async def run(self) -> None:
         """Mark what was sent and sweep up what was left, until cancelled."""
@@ -98,7 +131,7 @@ class Relay:
         """Publish what is older than `age` seconds and not marked as sent. Returns how many there were."""
         rows = await self._database.fetch(_CLAIM, age, list(self._in_flight), SWEEP_LIMIT)
         for row in rows:
-            self._publish(row["id"], f"{row['tenant']}.{row['type']}", with_seq(row["body"], row["seq"]))
+            self._publish(Message(row["id"], f"{row['tenant']}.{row['type']}", with_seq(row["body"], row["seq"])))
         if rows:
             _log.info("outbox swept", events=len(rows))
         return len(rows)
@@ -109,10 +142,10 @@ class Relay:
             await asyncio.wait(list(self._in_flight.values()))
         await self._mark()
 
-    def _publish(self, id: uuid.UUID, topic: str, body: bytes) -> None:
-        future = self._bus.publish(Message(id, topic, body))
-        self._in_flight[id] = future
-        future.add_done_callback(lambda done: self._published(id, done))
+    def _publish(self, message: Message) -> None:
+        future = self._bus.publish(message)
+        self._in_flight[message.id] = future
+        future.add_done_callback(lambda done: self._published(message.id, done))
 
     def _published(self, id: uuid.UUID, future: asyncio.Future[None]) -> None:
         self._in_flight.pop(id, None)
@@ -149,9 +182,18 @@ class Relay:
             await asyncio.sleep(SWEEP_INTERVAL)
 
 
+_FIXMAP = 0x80
+"""First byte of a msgpack map of up to 15 entries, plus their number (msgpack's specification, "map format family")."""
+
+
 def with_seq(body: bytes, seq: int | None) -> bytes:
     """The recorded body with its seq put in, as it goes over the wire."""
     if seq is None:
         return body
+    if _FIXMAP <= body[0] < _FIXMAP + 15:  # room for one more: put it at the end, and leave the rest as it is
+        return b"".join((bytes((body[0] + 1,)), body[1:], _SEQ, msgpack.packb(seq)))
     packed: bytes = msgpack.packb({**msgpack.unpackb(body), "seq": seq})
     return packed
+
+
+_SEQ = msgpack.packb("seq")
