@@ -6,15 +6,23 @@ What is heard may be lost or come twice; it only makes readers look sooner. Whoe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgpack
 from prometheus_client import Gauge
 
-TOPICS = ("*.run.#", "*.stage.#", "*.job.#", "*.log.#")
+from shared.bus.protocol import Bus, Listening
+
+ENDS = ("*.run.finished", "*.run.paused")
+"""What most readers wait for; heard all the time."""
+REST = ("*.run.#", "*.stage.#", "*.job.#", "*.log.#")
+"""Heard only while somebody follows a run step by step, or a log: it is many times as much."""
+REST_SECONDS = 30.0
+"""How long they are still heard after the last such reader."""
 FALLBACK_SECONDS = 1.0
 
+_ENDS = frozenset(topic.partition(".")[2] for topic in ENDS)
 _READERS = Gauge("hubflow_console_readers", "Requests that wait for news of a run or follow a log")
 
 
@@ -48,25 +56,56 @@ class Watch:
 class Changes:
     """Everybody in this process who waits for a run."""
 
-    def __init__(self) -> None:
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
         self._watches: dict[str, set[Watch]] = {}
+        self._rest: Listening | None = None
+        self._rest_readers = 0
+        self._rest_changing = asyncio.Lock()
         self.closed = False
         """The process is ending: readers should end their answers."""
 
-    @contextmanager
-    def watching(self, run: object, *types: str) -> Iterator[Watch]:
+    async def open(self) -> None:
+        """Begin to listen."""
+        await self._bus.listen(ENDS, self.heard)
+
+    @asynccontextmanager
+    async def watching(self, run: object, *types: str) -> AsyncIterator[Watch]:
         """Inside, `Watch.wait` returns at events of `types` (`run.finished`; `log`: nudges about logs), or at all."""
-        watch, key = Watch(frozenset(types)), str(run)
-        self._watches.setdefault(key, set()).add(watch)
-        _READERS.inc()
+        async with AsyncExitStack() as stack:
+            if not types or not _ENDS.issuperset(types):
+                await stack.enter_async_context(self._hearing_the_rest())
+            watch, key = Watch(frozenset(types)), str(run)
+            self._watches.setdefault(key, set()).add(watch)
+            _READERS.inc()
+            try:
+                yield watch
+            finally:
+                _READERS.dec()
+                watches = self._watches[key]
+                watches.discard(watch)
+                if not watches:
+                    del self._watches[key]
+
+    @asynccontextmanager
+    async def _hearing_the_rest(self) -> AsyncIterator[None]:
+        self._rest_readers += 1
         try:
-            yield watch
+            async with self._rest_changing:
+                if self._rest is None:
+                    self._rest = await self._bus.listen(REST, self.heard)
+            yield
         finally:
-            _READERS.dec()
-            watches = self._watches[key]
-            watches.discard(watch)
-            if not watches:
-                del self._watches[key]
+            self._rest_readers -= 1
+
+    async def stop_hearing_the_rest(self) -> None:
+        """Whenever nobody needs it for a while, for ever."""
+        while True:
+            await asyncio.sleep(REST_SECONDS)
+            async with self._rest_changing:
+                if self._rest is not None and not self._rest_readers:
+                    await self._rest.stop()
+                    self._rest = None
 
     def heard(self, topic: str, body: bytes) -> None:
         """A callback for `Bus.listen`."""

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from services.console.config import ConsoleSettings
 from services.console.context import Context
 from services.console.handlers import ENDPOINTS
-from services.console.live import TOPICS, Changes
+from services.console.live import Changes
 from services.console.proxy import proxy_endpoints
 from services.console.store.tenants import ensure_operator_token
 from shared.api import routes
@@ -18,11 +18,11 @@ from shared.service import Host, Parts, Service
 
 @asynccontextmanager
 async def _open(host: Host, settings: ConsoleSettings) -> AsyncIterator[Parts]:
-    changes = Changes()
+    changes = Changes(host.bus)
     context = Context(host, settings, changes)
     if settings.operator_token:
         await ensure_operator_token(host.database, settings.operator_token)
-    await host.bus.listen(TOPICS, changes.heard)
+    await changes.open()
 
     async def end_waiting_when_stopped() -> None:
         """Readers that wait would hold up the end of the process."""
@@ -35,7 +35,10 @@ async def _open(host: Host, settings: ConsoleSettings) -> AsyncIterator[Parts]:
         endpoints = ENDPOINTS
         if settings.trigger_url:
             endpoints += await stack.enter_async_context(proxy_endpoints(settings.trigger_url))
-        yield Parts(routes=routes(endpoints, context), tasks={"readers": end_waiting_when_stopped})
+        yield Parts(
+            routes=routes(endpoints, context),
+            tasks={"readers": end_waiting_when_stopped, "topics": changes.stop_hearing_the_rest},
+        )
 
 
 SERVICE = Service(name="console", open=_open, settings=ConsoleSettings, needs=frozenset({"objects"}))

@@ -17,11 +17,13 @@ async def _open(host: Host, settings: NotifierSettings) -> AsyncIterator[Parts]:
     allow_private = host.settings.allow_private_targets
     subscribers = Subscribers(host.database)
     await host.bus.listen(TOPICS, subscribers.heard)
+    # Bindings are kept by RabbitMQ, but not by a new one, nor by the bus of one process.
+    await host.bus.bind(handlers.CONSUMER, [handlers.topic_of(tenant) for tenant in await subscribers.tenants()])
     async with sender.session(settings, allow_private=allow_private) as session:
         sending = Sender(
             sender.Context(host.database, host.vault, host.clock, settings, host.name, allow_private, session)
         )
-        context = handlers.Context(host.database, subscribers, lambda: host.public_url, sending.wake)
+        context = handlers.Context(host.database, host.bus, subscribers, lambda: host.public_url, sending.wake)
         yield Parts(
             consumers=[handlers.consumer(context)],
             tasks={"sender": sending.run, "subscriptions": subscribers.refresh},

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from shared.db.database import Database, Transaction
+from shared.db.outbox import with_seq
+
+CLOCKS_DIFFER_MS = 60_000
+"""Milliseconds by which the clocks of two processes may differ."""
 
 _CLAIM = """
 WITH room AS (
@@ -51,6 +55,25 @@ async def subscriptions(database: Database) -> dict[str, Subscription]:
     """Those that are enabled, by tenant."""
     rows = await database.fetch("SELECT tenant, id, types FROM subscriptions WHERE disabled_at IS NULL")
     return {row["tenant"]: Subscription(row["id"], tuple(row["types"])) for row in rows}
+
+
+async def told_since(database: Database, tenant: str, event: uuid.UUID) -> AsyncIterator[tuple[str, bytes]]:
+    """Type and body, as they go over the wire, of the tenant's events that were recorded after this one, oldest first."""
+    since = await database.fetchval("SELECT created_at FROM events WHERE id = $1", event)
+    # Ids are made by the clocks of many processes and recorded by one: a minute is more than they differ.
+    after = uuid.UUID(int=max(0, event.int - (CLOCKS_DIFFER_MS << 80)))
+    while since is not None:
+        rows = await database.fetch(
+            "SELECT id, type, body, seq, created_at >= $3 AS since FROM events WHERE tenant = $1 AND id > $2 "
+            "ORDER BY id LIMIT 500",
+            tenant, after, since,
+        )  # fmt: skip
+        for row in rows:
+            if row["since"]:
+                yield row["type"], with_seq(row["body"], row["seq"])
+        if not rows:
+            return
+        after = rows[-1]["id"]
 
 
 async def about_run(database: Database, run: uuid.UUID) -> Mapping[str, Any]:

@@ -37,6 +37,16 @@ class Subscribers:
             await self._read()
         return self._found.get(tenant)
 
+    async def now(self, tenant: str) -> Subscription | None:
+        """The same, read anew."""
+        self._stale = True
+        return await self.of(tenant)
+
+    async def tenants(self) -> list[str]:
+        """Those that have a subscription."""
+        await self._read()
+        return sorted(self._found)
+
     async def refresh(self) -> None:
         """Look again every few seconds, until cancelled."""
         while True:

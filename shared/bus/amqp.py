@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import aio_pika
@@ -23,11 +23,11 @@ from aio_pika.abc import (
     AbstractIncomingMessage,
     AbstractRobustChannel,
     AbstractRobustConnection,
-    AbstractRobustExchange,
 )
 
 from shared.bus.handling import handle
 from shared.bus.protocol import RETRY_DELAYS, Consumer, DeadMessage, Message
+from shared.bus.publisher import Acknowledger, Publisher
 from shared.bus.topology import TOPICS
 from shared.errors import TemporaryError
 from shared.events import CONTENT_TYPE
@@ -41,7 +41,6 @@ DELIVERY_LIMIT = 20
 LOOKS_LIMIT = 1_000_000_000
 """How often parked messages may be looked at: each look is a delivery. RabbitMQ 4 has a default of 20, and 3.x takes -1 for
 less than none, so unlimited is a number that nobody reaches."""
-CONFIRM_TIMEOUT = 30.0
 LISTENER_BACKLOG = 100_000
 """Messages kept for a listener that does not read; older ones are dropped."""
 
@@ -54,40 +53,28 @@ class AmqpBus:
 
     def __init__(self, connection: AbstractRobustConnection) -> None:
         self._connection = connection
-        self._publishing: AbstractRobustChannel
-        self._exchanges: dict[str, AbstractRobustExchange] = {}
+        self._publisher: Publisher
+        self._declaring: aio_pika.abc.AbstractChannel
+        self._acknowledger = Acknowledger()
         self._consumers: list[tuple[aio_pika.abc.AbstractQueue, str]] = []
         self._handling: set[asyncio.Task[Any]] = set()
-        self._background: set[asyncio.Task[Any]] = set()
         self._closing = False
 
     # ------------------------------------------------------------ publishing
 
     def publish(self, message: Message) -> asyncio.Future[None]:
-        return asyncio.ensure_future(self._publish(EVENTS, message.topic, message.id, message.body))
+        return self._publish(EVENTS, message.topic, message.id, message.body)
 
     def nudge(self, topic: str, body: bytes) -> None:
-        self._in_background(self._nudge(topic, body))
+        self._publish(LIVE, topic, uuid.uuid4(), body, persistent=False).add_done_callback(_note_lost_nudge)
 
-    async def _nudge(self, topic: str, body: bytes) -> None:
-        try:
-            await self._publish(LIVE, topic, uuid.uuid4(), body, persistent=False)
-        except TemporaryError as error:
-            _log.debug("nudge lost", topic=topic, error=str(error))
-
-    async def _publish(
+    def _publish(
         self, exchange: str, key: str, id: uuid.UUID, body: bytes,
         headers: dict[str, Any] | None = None, *, persistent: bool = True,
-    ) -> None:  # fmt: skip
-        """Returns once the broker has confirmed."""
-        mode = aio_pika.DeliveryMode.PERSISTENT if persistent else aio_pika.DeliveryMode.NOT_PERSISTENT
-        message = aio_pika.Message(
-            body, content_type=CONTENT_TYPE, message_id=str(id), delivery_mode=mode, headers=headers
+    ) -> asyncio.Future[None]:  # fmt: skip
+        return self._publisher.publish(
+            exchange, key, str(id), body, content_type=CONTENT_TYPE, headers=headers, persistent=persistent
         )
-        try:
-            await self._exchanges[exchange].publish(message, key, mandatory=False, timeout=CONFIRM_TIMEOUT)
-        except _BROKER_ERRORS as error:
-            raise TemporaryError(f"RabbitMQ did not confirm {key} ({_text(error)}); it will be sent again") from error
 
     # ------------------------------------------------------------ consuming
 
@@ -122,25 +109,34 @@ class AmqpBus:
             elif verdict.retry_after is not None:
                 delay = _delay_exchange(min(RETRY_DELAYS, key=lambda each: abs(each - (verdict.retry_after or 0.0))))
                 await self._publish(delay, queue, message.id, message.body, {**kept, "hubflow-tries": tries + 1})
-            await incoming.ack()
+            self._acknowledger.acknowledge(incoming.channel, incoming.delivery_tag or 0)
         except (TemporaryError, *_BROKER_ERRORS) as error:
             # Not acknowledged: the broker delivers it again, and the inbox knows whether it was handled.
             _log.warning("message not acknowledged", queue=queue, topic=topic, error=_text(error))
 
-    async def listen(self, topics: Sequence[str], callback: Callable[[str, bytes], None]) -> None:
+    async def listen(self, topics: Sequence[str], callback: Callable[[str, bytes], None]) -> _Listener:
         channel = await self._connection.channel()
         queue = await channel.declare_queue(
             f"hubflow.live.{uuid.uuid4()}", exclusive=True, auto_delete=True,
             arguments={"x-max-length": LISTENER_BACKLOG, "x-overflow": "drop-head"},
         )  # fmt: skip
-        for exchange in (EVENTS, LIVE):
-            for topic in topics:
-                await queue.bind(exchange, topic)
 
         async def on_message(incoming: AbstractIncomingMessage) -> None:
             callback(incoming.routing_key or "", incoming.body)
 
         self._consumers.append((queue, await queue.consume(on_message, no_ack=True)))
+        for exchange in (EVENTS, LIVE):
+            for topic in topics:
+                await queue.bind(exchange, topic)
+        return _Listener(channel)
+
+    async def bind(self, consumer: str, topics: Sequence[str]) -> None:
+        queue = await self._declaring.get_queue(_queue_name(consumer), ensure=False)
+        try:
+            for topic in topics:
+                await queue.bind(EVENTS, topic)
+        except _BROKER_ERRORS as error:
+            raise TemporaryError(f"RabbitMQ did not bind {queue.name} ({_text(error)})") from error
 
     # ------------------------------------------------------------ parked messages
 
@@ -175,11 +171,10 @@ class AmqpBus:
         self._consumers.clear()
         while self._handling:
             await asyncio.wait(list(self._handling))
+        await self._acknowledger.flushed()
 
     async def close(self) -> None:
         self._closing = True
-        for task in list(self._background):
-            task.cancel()
         try:
             await self._connection.close()
         except _BROKER_ERRORS as error:
@@ -187,24 +182,21 @@ class AmqpBus:
 
     async def open(self) -> None:
         """Declare everything; called once, by `open_amqp_bus`."""
-        channel = await self._connection.channel(publisher_confirms=True)
-        if not isinstance(channel, AbstractRobustChannel):
+        publishing = await self._connection.channel(publisher_confirms=True)
+        if not isinstance(publishing, AbstractRobustChannel):
             raise TypeError("aio-pika gave a channel that does not reconnect")
-        self._publishing = channel
-        self._exchanges[EVENTS] = await channel.declare_exchange(EVENTS, "topic", durable=True)
-        self._exchanges[LIVE] = await channel.declare_exchange(LIVE, "topic", durable=True)
-        self._exchanges[DEAD] = await channel.declare_exchange(DEAD, "fanout", durable=True)
-        default = channel.default_exchange
-        if not isinstance(default, AbstractRobustExchange):
-            raise TypeError("aio-pika gave an exchange that does not reconnect")
-        self._exchanges[""] = default
+        self._publisher = Publisher(publishing)
+        channel = self._declaring = await self._connection.channel()
+        await channel.declare_exchange(EVENTS, "topic", durable=True)
+        await channel.declare_exchange(LIVE, "topic", durable=True)
+        await channel.declare_exchange(DEAD, "fanout", durable=True)
         parked = await channel.declare_queue(
             DEAD, durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": LOOKS_LIMIT}
         )
         await parked.bind(DEAD)
         for seconds in RETRY_DELAYS:
             name = _delay_exchange(seconds)
-            self._exchanges[name] = await channel.declare_exchange(name, "fanout", durable=True)
+            await channel.declare_exchange(name, "fanout", durable=True)
             waiting = await channel.declare_queue(
                 name, durable=True,
                 arguments={
@@ -219,7 +211,7 @@ class AmqpBus:
     async def _declare_queue(
         self, channel: aio_pika.abc.AbstractChannel, consumer: str, topics: Sequence[str]
     ) -> aio_pika.abc.AbstractQueue:
-        name = f"hubflow.{consumer}"
+        name = _queue_name(consumer)
         queue = await channel.declare_queue(
             name, durable=True,
             arguments={
@@ -231,11 +223,6 @@ class AmqpBus:
         for topic in topics:
             await queue.bind(EVENTS, topic)
         return queue
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
 
 
 async def open_amqp_bus(url: str) -> AmqpBus:
@@ -249,6 +236,27 @@ async def open_amqp_bus(url: str) -> AmqpBus:
             f"RabbitMQ does not answer ({_text(error)}); check HUBFLOW_AMQP_URL and the broker"
         ) from error
     return bus
+
+
+class _Listener:
+    def __init__(self, channel: aio_pika.abc.AbstractChannel) -> None:
+        self._channel = channel
+
+    async def stop(self) -> None:
+        """Closing the channel removes its exclusive queue."""
+        try:
+            await self._channel.close()
+        except _BROKER_ERRORS as error:
+            _log.debug("listener not closed", error=_text(error))
+
+
+def _queue_name(consumer: str) -> str:
+    return f"hubflow.{consumer}"
+
+
+def _note_lost_nudge(done: asyncio.Future[None]) -> None:
+    if not done.cancelled() and (error := done.exception()):
+        _log.debug("nudge lost", error=str(error))
 
 
 def _delay_exchange(seconds: float) -> str:

@@ -40,13 +40,25 @@ class _Group:
     handling: set[asyncio.Task[Any]] = field(default_factory=set)
 
 
+@dataclass(slots=True, eq=False)
+class _Listener:
+    others: list[_Listener]
+    matches: Callable[[str], bool]
+    callback: Callable[[str, bytes], None]
+
+    async def stop(self) -> None:
+        if self in self.others:
+            self.others.remove(self)
+
+
 class MemoryBus:
     """See `shared.bus.protocol.Bus`."""
 
     def __init__(self, dead_letters: DeadLetters) -> None:
         self._dead_letters = dead_letters
         self._groups: dict[str, _Group] = {}
-        self._listeners: list[tuple[Callable[[str], bool], Callable[[str, bytes], None]]] = []
+        self._bound: dict[str, set[str]] = {}
+        self._listeners: list[_Listener] = []
         self._stopping = False
 
     def publish(self, message: Message) -> asyncio.Future[None]:
@@ -62,13 +74,22 @@ class MemoryBus:
         if consumer.name in self._groups:
             raise ValueError(f"consumer group {consumer.name!r} has a member in this process already")
         slots = asyncio.Semaphore(consumer.concurrency)
-        self._groups[consumer.name] = _Group(consumer, topic_matcher(consumer.topics), slots)
+        topics = [*consumer.topics, *sorted(self._bound.get(consumer.name, ()))]
+        self._groups[consumer.name] = _Group(consumer, topic_matcher(topics), slots)
+
+    async def bind(self, consumer: str, topics: Sequence[str]) -> None:
+        bound = self._bound.setdefault(consumer, set())
+        bound.update(topics)
+        if (group := self._groups.get(consumer)) is not None:
+            group.matches = topic_matcher([*group.consumer.topics, *sorted(bound)])
 
     def nudge(self, topic: str, body: bytes) -> None:
         self._tell_listeners(topic, body)
 
-    async def listen(self, topics: Sequence[str], callback: Callable[[str, bytes], None]) -> None:
-        self._listeners.append((topic_matcher(topics), callback))
+    async def listen(self, topics: Sequence[str], callback: Callable[[str, bytes], None]) -> _Listener:
+        listener = _Listener(self._listeners, topic_matcher(topics), callback)
+        self._listeners.append(listener)
+        return listener
 
     async def dead(self, limit: int = 100) -> list[DeadMessage]:
         return await self._dead_letters.oldest(limit)
@@ -98,9 +119,9 @@ class MemoryBus:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _tell_listeners(self, topic: str, body: bytes) -> None:
-        for matches, callback in self._listeners:
-            if matches(topic):
-                callback(topic, body)
+        for listener in self._listeners:
+            if listener.matches(topic):
+                listener.callback(topic, body)
 
     def _deliver(self, group: _Group, message: Message) -> asyncio.Task[bool]:
         """Whether it was handled (and not parked)."""

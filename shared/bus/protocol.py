@@ -60,6 +60,14 @@ class Consumer:
     retry_delays: Sequence[float] = field(default=RETRY_DELAYS)
 
 
+class Listening(Protocol):
+    """What `Bus.listen` has begun."""
+
+    async def stop(self) -> None:
+        """Hear no more."""
+        ...
+
+
 class Bus(Protocol):
     """See the module's docstring. All methods are for one event loop."""
 
@@ -76,8 +84,13 @@ class Bus(Protocol):
         """Tell whoever listens now. Never waits, never fails."""
         ...
 
-    async def listen(self, topics: Sequence[str], callback: Callable[[str, bytes], None]) -> None:
-        """Hear nudges and copies of events from now on, at most once, until `close`. The callback must not block."""
+    async def listen(self, topics: Sequence[str], callback: Callable[[str, bytes], None]) -> Listening:
+        """Hear nudges and copies of events from the return on, at most once, until told to stop, or `close`. The callback must
+        not block."""
+        ...
+
+    async def bind(self, consumer: str, topics: Sequence[str]) -> None:
+        """From the return on, events of these topics reach the consumer group too, also while none of its members is there."""
         ...
 
     async def dead(self, limit: int = 100) -> list[DeadMessage]:

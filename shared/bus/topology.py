@@ -18,6 +18,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
     ),
     "executor": ("*.job.ready", "*.job.stop_requested", "*.run.finished"),
     "log_collector": ("*.job.submitted",),
-    "notifier": ("#",),
+    "notifier": ("*.subscription.*",),
 }
-"""Consumer group -> patterns of routing keys."""
+"""Consumer group -> patterns of routing keys. The notifier binds the tenants that have a subscription by itself: events that
+nobody has subscribed to cost it nothing."""

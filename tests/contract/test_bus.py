@@ -188,6 +188,31 @@ async def test_listeners_hear_events_and_nudges_of_their_topics(bus: Bus) -> Non
         ]
 
 
+async def test_a_listener_that_was_stopped_hears_nothing_more(bus: Bus) -> None:
+    stopped: list[str] = []
+    going_on: asyncio.Queue[str] = asyncio.Queue()
+    listening = await bus.listen(["acme.#"], lambda topic, _: stopped.append(topic))
+    await bus.listen(["acme.#"], lambda topic, _: going_on.put_nowait(topic))
+    await listening.stop()
+    await listening.stop()
+    await bus.publish(message("acme.run.created"))
+    assert await asyncio.wait_for(going_on.get(), 10) == "acme.run.created"
+    assert stopped == []
+
+
+async def test_a_group_hears_what_it_is_bound_to_later(bus: Bus) -> None:
+    hearing = Hearing()
+    await bus.consume(Consumer("one", ["*.quota.changed"], hearing))
+    await bus.publish(message("acme.run.created", b"before"))
+    await bus.bind("one", ["acme.#"])
+    await bus.bind("one", ["acme.#"])
+    await bus.publish(message("other.run.created", b"another's"))
+    await bus.publish(message("acme.run.created", b"after"))
+    await bus.publish(message("other.quota.changed", b"as ever"))
+    await hearing.until(2)
+    assert sorted(each.body for each in hearing.heard) == [b"after", b"as ever"]
+
+
 async def test_stopping_finishes_what_is_in_hand_and_takes_nothing_new(bus: Bus) -> None:
     go_on = asyncio.Event()
 

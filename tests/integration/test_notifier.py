@@ -15,10 +15,14 @@ from aiohttp import web
 from standardwebhooks import Webhook
 
 from services.console.main import SERVICE as CONSOLE
-from services.notifier import core
+from services.notifier import core, handlers
 from services.notifier.main import SERVICE as NOTIFIER
+from services.notifier.subscribers import Subscribers
 from services.trigger.main import SERVICE as TRIGGER
-from shared.db.database import Database
+from shared.bus.memory import MemoryBus
+from shared.bus.protocol import Message
+from shared.db.database import Database, open_database
+from shared.db.dead_letters import DatabaseDeadLetters
 from shared.events import RunFinished
 from tests.integration.serving import Client, Served, serving
 
@@ -349,3 +353,22 @@ async def test_over_rabbitmq_it_works_the_same(database: str, amqp_url: str, rec
         assert (await receiver.next()).document["type"] == "run.created"
         await acme.ok("POST", f"/api/v1/runs/{run['id']}/cancel", {})
         assert (await waiting)["seq"] == 2
+
+
+async def test_what_is_told_before_the_queue_is_bound_is_delivered_too(database: str, receiver: Receiver) -> None:
+    """The queue is bound to a tenant when the notifier hears of its subscription; here that is when all is over."""
+    async with serving(database, [TRIGGER, CONSOLE], ALLOWED) as served:
+        client = await tenant(served, "acme")
+        await client.ok("POST", "/api/v1/workflows/w/runs", {})
+        await subscribe(client, receiver.url, "run.created")
+        late = await client.ok("POST", "/api/v1/workflows/w/runs", {})
+    async with open_database(database) as opened:
+        row = await opened.fetchrow("SELECT id, body FROM events WHERE type = 'subscription.changed'")
+        bus = MemoryBus(DatabaseDeadLetters(opened))
+        context = handlers.Context(opened, bus, Subscribers(opened), lambda: "http://hubflow", lambda: None)
+        for _ in range(2):
+            await handlers.on_event(Message(row["id"], "acme.subscription.changed", row["body"]), context)
+        [payload] = [each["payload"] for each in await opened.fetch("SELECT payload FROM deliveries")]
+        data = json.loads(payload)["data"]
+        assert (data["run"], data["seq"]) == (late["id"], 1)
+        await bus.close()

@@ -100,7 +100,7 @@ async def get_log(call: Call, context: Context) -> web.StreamResponse:
 
 async def _pieces(call: Call, context: Context, log: _Log, start: int, end: int | None) -> AsyncIterator[bytes]:
     """The bytes from `start` to `end`, or (None) as they come until the log is complete."""
-    with context.changes.watching(log.run, "log", "job.ended", "run.finished") as watch:
+    async with context.changes.watching(log.run, "log", "job.ended", "run.finished") as watch:
         while end is None or start < end:
             status = await log.status(context)
             piece = b""

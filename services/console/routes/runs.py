@@ -73,7 +73,7 @@ async def _wait(call: Call, context: Context, run: RunRef, query: RunQuery) -> A
     now = await store.brief(context.database, call.tenant, run, call.path("run"))
     since = now["seq"] if query.since is None else query.since
     run = RunRef.of(now["id"])
-    with context.changes.watching(now["id"], *_WAKING[query.until]) as watch:
+    async with context.changes.watching(now["id"], *_WAKING[query.until]) as watch:
         # Looked at inside the watch, so that nothing can be missed between the look and the waiting.
         look = store.tree
         while True:
@@ -169,7 +169,7 @@ async def _follow(call: Call, context: Context, run: Any, since: int) -> web.Str
     response = web.StreamResponse(headers=headers)
     await response.prepare(call.request)
     quiet = 0.0
-    with context.changes.watching(run) as watch:
+    async with context.changes.watching(run) as watch:
         while not context.changes.closed and not _gone(call.request):
             state = (await store.brief(context.database, call.tenant, RunRef.of(run), str(run)))["state"]
             rows = await store.events(context.database, run, since, 500)

@@ -10,8 +10,10 @@ from prometheus_client import REGISTRY
 from services.console import core, pages
 from services.console.live import Changes
 from services.console.ranges import parse_range
+from shared.bus.memory import MemoryBus
 from shared.errors import UserError
 from shared.events import JobRunning, RunFinished, encode
+from tests.contract.test_bus import DeadLettersInMemory
 
 
 @pytest.mark.parametrize(
@@ -52,8 +54,10 @@ def test_secret_inputs_are_not_shown() -> None:
 
 
 async def test_only_those_who_wait_for_it_are_woken() -> None:
-    changes, run, other = Changes(), uuid.uuid4(), uuid.uuid4()
-    with (
+    bus = MemoryBus(DeadLettersInMemory())
+    changes, run, other = Changes(bus), uuid.uuid4(), uuid.uuid4()
+    await changes.open()
+    async with (
         changes.watching(run, "run.finished") as end,
         changes.watching(run) as all_of_it,
         changes.watching(other) as rest,
