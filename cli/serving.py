@@ -55,10 +55,20 @@ def service_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in VARIABLES}
 
 
+def _calm_garbage_collector() -> None:
+    """What a service makes lives for a moment or for ever: look for garbage less often, and never at what was imported."""
+    import gc
+
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 def run_loop(main: Coroutine[Any, Any, Result]) -> Result:
     """Run on uvloop where there is one: the services live on many small reads and writes, where it takes half the time."""
     import asyncio
 
+    _calm_garbage_collector()
     try:
         import uvloop
     except ImportError:

@@ -14,12 +14,21 @@ Item = TypeVar("Item")
 class Batcher(Generic[Item]):
     """`submit` returns when the batch that holds the item is done.
 
-    A batch that fails is worked on again item by item, so that one bad item fails alone.
+    A batch that fails is worked on again item by item, so that one bad item fails alone. `gather`: seconds that the first item
+    waits for others, where nobody is in a hurry.
     """
 
-    def __init__(self, work: Callable[[Sequence[Item]], Awaitable[None]], *, limit: int = 64, workers: int = 1) -> None:
+    def __init__(
+        self,
+        work: Callable[[Sequence[Item]], Awaitable[None]],
+        *,
+        limit: int = 64,
+        workers: int = 1,
+        gather: float = 0.0,
+    ) -> None:
         self._work = work
         self._limit = limit
+        self._gather = gather
         self._free = workers
         self._waiting: deque[tuple[Item, asyncio.Future[None]]] = deque()
         self._running: set[asyncio.Task[None]] = set()
@@ -38,6 +47,8 @@ class Batcher(Generic[Item]):
 
     async def _drain(self) -> None:
         try:
+            if self._gather:
+                await asyncio.sleep(self._gather)
             while self._waiting:
                 batch = [self._waiting.popleft() for _ in range(min(self._limit, len(self._waiting)))]
                 await self._do(batch)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from services.executor import core, store
@@ -39,6 +40,8 @@ CONSUMER = "executor"
 NEVER_STARTED = 30.0
 """Seconds after its claim when an attempt that must end and has no container is taken never to get one. More than any start
 may take."""
+GATHER_SUBMISSIONS = 0.02
+"""Seconds for which job.submitted waits for others: nobody acts on it at once, and the end of a short job makes it no news."""
 STOP_MARGIN = 5.0
 """Seconds that the wrapper gets beyond the job's own grace, to write down how the job ended."""
 
@@ -66,9 +69,20 @@ class Context:
     settings: ExecutorSettings
     components: Components
     submissions: Batcher[Submitted]
+    claims: Batcher[store.Claiming]
     public_url: Any
     """A function that gives the console's address (known only once the process listens)."""
-    models: store.Models = field(default_factory=store.Models)
+    models: store.Models
+
+    @classmethod
+    def of(cls, *, database: Database, runtime: Runtime, **others: Any) -> Context:
+        """With its batches, which work on this database and runtime."""
+        models = store.Models()
+        return cls(
+            database=database, runtime=runtime, models=models, **others,
+            submissions=Batcher(partial(submit, database=database, runtime=runtime), gather=GATHER_SUBMISSIONS),
+            claims=Batcher(partial(store.claim, database=database, models=models)),
+        )  # fmt: skip
 
 
 async def on_job_ready(event: JobReady, context: Context) -> None:
@@ -81,11 +95,12 @@ async def on_job_ready(event: JobReady, context: Context) -> None:
         while True:
             # The deadline counts from before the claim: what comes later may meet another attempt to start, or to stop.
             deadline = loop.time() + context.settings.start_seconds
-            found = await store.claim(context.database, container, context.models)
-            if found is None:
+            claiming = store.Claiming(container)
+            await context.claims.submit(claiming)
+            if claiming.found is None:
                 await _after_refused_claim(event, container, context)
                 return
-            claimed, running = found
+            claimed, running = claiming.found
             stage, job = _place_in(claimed)
             if job.builtin:
                 await _run_builtin(event, claimed, stage, job, context)
@@ -244,14 +259,11 @@ async def _facts(claimed: Claim, wanted: Wanted, place: Place, context: Context)
 
 
 async def submit(batch: Sequence[Submitted], database: Database, runtime: Runtime) -> None:
-    """Tell job.submitted of all of them in one transaction, then stop those that somebody wanted to end meanwhile."""
+    """Tell job.submitted of all of them at once, then stop those that somebody wanted to end meanwhile."""
     by_container = {each.container: each for each in batch}
-    async with database.transaction() as tx:
-        fresh = await tx.first_times(CONSUMER, list({each.event.id for each in batch}))
-        unwanted = await store.note_submitted(tx, list(by_container))
-        for each in by_container.values():
-            if each.event.id in fresh:
-                tx.tell(_submitted(each))
+    unwanted = await store.note_submitted(
+        database, {container: _submitted(each) for container, each in by_container.items()}
+    )
     for container in unwanted:
         await runtime.stop(container, by_container[container].grace + STOP_MARGIN)
 

@@ -8,8 +8,7 @@ from contextlib import asynccontextmanager
 
 from services.executor.components import Components
 from services.executor.config import ExecutorSettings
-from services.executor.handlers import CONSUMER, Context, handle, submit
-from shared.batching import Batcher
+from services.executor.handlers import CONSUMER, Context, handle
 from shared.bus.protocol import Consumer
 from shared.bus.topology import TOPICS
 from shared.service import Host, Parts, Service
@@ -19,17 +18,10 @@ from shared.service import Host, Parts, Service
 async def open_executor(host: Host, settings: ExecutorSettings) -> AsyncIterator[Parts]:
     """Its consumer on this host."""
     async with Components.open(host.runtime.name, settings.insecure_registries) as components:
-        context = Context(
-            database=host.database,
-            runtime=host.runtime,
-            objects=host.objects,
-            vault=host.vault,
-            clock=host.clock,
-            settings=settings,
-            components=components,
-            submissions=Batcher(functools.partial(submit, database=host.database, runtime=host.runtime)),
-            public_url=lambda: host.public_url,
-        )
+        context = Context.of(
+            database=host.database, runtime=host.runtime, objects=host.objects, vault=host.vault, clock=host.clock,
+            settings=settings, components=components, public_url=lambda: host.public_url,
+        )  # fmt: skip
         consumer = Consumer(
             CONSUMER, TOPICS[CONSUMER], functools.partial(handle, context=context), concurrency=settings.concurrency
         )

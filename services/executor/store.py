@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from services.executor.core import Claim, Facts, KeptArtifact, Wanted
-from shared.db.database import Database, Transaction
+from shared.db import outbox
+from shared.db.database import Database
+from shared.events import JobSubmitted
 from shared.vault import Vault
 from shared.workflow.model import Workflow
 
@@ -19,8 +21,8 @@ MODELS = 64
 _CLAIM = """
 WITH claimed AS (
     UPDATE attempts SET claimed_at = coalesce(claimed_at, now())
-    WHERE container = $1 AND stop_requested_at IS NULL AND submitted_at IS NULL
-        AND NOT EXISTS (SELECT 1 FROM attempt_outcomes o WHERE o.container = $1 AND o.finished_at IS NOT NULL)
+    WHERE container = ANY ($1::text[]) AND stop_requested_at IS NULL AND submitted_at IS NULL
+        AND NOT EXISTS (SELECT 1 FROM attempt_outcomes o WHERE o.container = attempts.container AND o.finished_at IS NOT NULL)
     RETURNING container, run, job, attempt
 )
 SELECT c.container, c.run, c.job, c.attempt, j.stage, r.tenant, r.number, r.workflow, r.version, r.trigger, r.inputs,
@@ -66,11 +68,19 @@ WHERE j.run = $1
 
 _DETAIL_STAGES = "SELECT name, state, started_at, finished_at FROM stages WHERE run = $1"
 
-_SUBMITTED = """
-UPDATE attempts a SET submitted_at = coalesce(submitted_at, now()) WHERE container = ANY ($1::text[])
-RETURNING container, stop_requested_at IS NOT NULL
-    OR EXISTS (SELECT 1 FROM attempt_outcomes o WHERE o.container = a.container AND o.finished_at IS NOT NULL) AS unwanted
-"""
+_SUBMITTED = f"""
+WITH given AS (
+    SELECT * FROM unnest($1::text[], $2::uuid[]) AS g (container, event)
+), fresh AS (
+    UPDATE attempts a SET submitted_at = now() FROM given g
+    WHERE a.container = g.container AND a.submitted_at IS NULL RETURNING g.event
+), {outbox.recording(3, "g.id IN (SELECT event FROM fresh)")}
+SELECT r.ids, r.seqs, u.unwanted FROM (SELECT array_agg(id) AS ids, array_agg(seq) AS seqs FROM recorded) r, (
+    SELECT array_agg(a.container) AS unwanted FROM attempts a JOIN given g ON g.container = a.container
+    WHERE a.stop_requested_at IS NOT NULL
+        OR EXISTS (SELECT FROM attempt_outcomes o WHERE o.container = a.container AND o.finished_at IS NOT NULL)
+) u
+"""  # noqa: S608 - constants
 
 
 class Models:
@@ -107,21 +117,32 @@ class Standing:
     """The status watcher has seen its container."""
 
 
-async def claim(database: Database, container: str, models: Models) -> tuple[Claim, bool] | None:
-    """Take the attempt, and whether its container has been seen running already. None: it must not be started (any more).
+@dataclass(slots=True)
+class Claiming:
+    """A request to take an attempt, and what came of it."""
 
-    May be repeated, by anybody: the runtime refuses a second container of the same name.
-    """
+    container: str
+    found: tuple[Claim, bool] | None = None
+    """The attempt, and whether its container has been seen running already. None: it must not be started (any more)."""
+
+
+async def claim(requests: Sequence[Claiming], database: Database, models: Models) -> None:
+    """Take several attempts at once. May be repeated, by anybody: the runtime refuses a second container of the same name."""
     known = models.known()
-    row = await database.fetchrow(_CLAIM, container, list(known))
-    if row is None:
-        return None
-    claimed = Claim(
+    by_container = {row["container"]: row for row in await database.fetch(
+        _CLAIM, [request.container for request in requests], list(known)
+    )}  # fmt: skip
+    for request in requests:
+        if (row := by_container.get(request.container)) is not None:
+            request.found = _claim(row, models.model(row["key"], row["document"], known)), row["running"]
+
+
+def _claim(row: Any, model: Workflow) -> Claim:
+    return Claim(
         container=row["container"], tenant=row["tenant"], run=row["run"], number=row["number"], stage=row["stage"],
         job=row["job"], attempt=row["attempt"], workflow=row["workflow"], version=row["version"], trigger=row["trigger"],
-        inputs=row["inputs"], model=models.model(row["key"], row["document"], known),
+        inputs=row["inputs"], model=model,
     )  # fmt: skip
-    return claimed, row["running"]
 
 
 async def standing(database: Database, container: str, overdue: float) -> Standing | None:
@@ -151,10 +172,14 @@ async def run_so_far(database: Database, run: uuid.UUID) -> tuple[list[Any], lis
     return await database.fetch(_DETAIL_JOBS, run), await database.fetch(_DETAIL_STAGES, run)
 
 
-async def note_submitted(tx: Transaction, containers: Sequence[str]) -> list[str]:
-    """The runtime has accepted them. Returns those that are not wanted any more: stop them."""
-    rows = await tx.connection.fetch(_SUBMITTED, sorted(containers))
-    return [row["container"] for row in rows if row["unwanted"]]
+async def note_submitted(database: Database, submitted: Mapping[str, JobSubmitted]) -> list[str]:
+    """The runtime has accepted these containers: told once. Returns those that are not wanted any more: stop them."""
+    events = list(submitted.values())
+    [row] = await database.change(
+        _SUBMITTED, list(submitted), [event.id for event in events], told=events,
+        seqs=lambda rows: dict(zip(rows[0]["ids"] or (), rows[0]["seqs"] or (), strict=True)),
+    )  # fmt: skip
+    return row["unwanted"] or []
 
 
 async def workflow_of(database: Database, run: uuid.UUID, models: Models) -> Workflow | None:

@@ -106,8 +106,10 @@ WITH {_given()}, locked AS (
     WHERE run IN (SELECT id FROM moved)
     ON CONFLICT (container) DO UPDATE SET stop_requested_at = coalesce(attempts.stop_requested_at, excluded.stop_requested_at)
     WHERE excluded.stop_requested_at IS NOT NULL
-), {outbox.recording(_FREE + 1, "moved")}
-SELECT m.id, m.revision, c.base FROM moved m LEFT JOIN counted c ON c.run = m.id
+), {outbox.recording(_FREE + 1, "g.run IN (SELECT id FROM moved)")}
+SELECT m.ids, m.revisions, r.events, r.seqs
+FROM (SELECT array_agg(id) AS ids, array_agg(revision) AS revisions FROM moved) m,
+    (SELECT array_agg(id) AS events, array_agg(seq) AS seqs FROM recorded) r
 """  # noqa: S608 - constants
 
 
@@ -116,17 +118,21 @@ async def save(
 ) -> dict[uuid.UUID, str]:
     """Write runs of tenants without a quota that nobody else has changed, with the (run, event) they have `heard`, and tell
     their events. Returns the revisions of those that moved."""
-    rows = await database.change(
+    [row] = await database.change(
         _SAVE, *_parameters(changed, heard, events), True,
-        told=events, bases=lambda rows: {row["id"]: row["base"] for row in rows},
+        told=events, seqs=lambda rows: dict(zip(rows[0]["events"] or (), rows[0]["seqs"] or (), strict=True)),
     )  # fmt: skip
-    return {row["id"]: row["revision"] for row in rows}
+    return _revisions(row)
 
 
 async def save_locked(connection: Any, changed: Changed, events: Sequence[Event]) -> dict[uuid.UUID, str]:
     """The same for runs that the caller's transaction has locked, whatever limits them; it notes and tells by itself."""
-    rows = await connection.fetch(_SAVE, *_parameters(changed, (), events), False, *outbox.columns(()))
-    return {row["id"]: row["revision"] for row in rows}
+    row = await connection.fetchrow(_SAVE, *_parameters(changed, (), events), False, *outbox.columns(()))
+    return _revisions(row)
+
+
+def _revisions(row: Any) -> dict[uuid.UUID, str]:
+    return dict(zip(row["ids"] or (), row["revisions"] or (), strict=True))
 
 
 # ---------------------------------------------------------------- rows

@@ -7,6 +7,7 @@ them out, as many as have come, and records them in one transaction.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -27,6 +28,8 @@ from shared.runtime.protocol import Observation, Phase, Runtime
 from shared.states import Reason
 
 BATCH = 256
+GATHER_RUNNING = 0.02
+"""Seconds for which the news that a container runs waits for others."""
 REMOVALS = 200
 """How many containers one look removes at most before it looks again."""
 REMOVALS_AT_ONCE = 8
@@ -44,22 +47,32 @@ class Pending:
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], Observation] = {}
         self._something = asyncio.Event()
+        self._ended = asyncio.Event()
 
     def put(self, *observations: Observation) -> None:
         for seen in observations:
             key = (seen.name, seen.uid)
             if seen.phase is not Phase.PENDING and core.stands_for(seen, self._seen.get(key)):
                 self._seen[key] = seen
+                if seen.phase is not Phase.RUNNING:
+                    self._ended.set()
         if self._seen:
             self._something.set()
 
     async def take(self, limit: int) -> list[Observation]:
-        """At least one, at most `limit`, oldest first."""
+        """At least one, at most `limit`, oldest first. An end is taken at once; what only runs waits a moment for others, since
+        the end of a short job makes it no news."""
         await self._something.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GATHER_RUNNING):
+                await self._ended.wait()
+        self._ended.clear()
         keys = list(self._seen)[:limit]
         taken = [self._seen.pop(key) for key in keys]
         if not self._seen:
             self._something.clear()
+        elif any(seen.phase is not Phase.RUNNING for seen in self._seen.values()):
+            self._ended.set()
         return taken
 
 

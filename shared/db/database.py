@@ -99,13 +99,18 @@ class Database:
         self._send(recorded)
 
     async def change(
-        self, statement: str, *arguments: Any, told: Sequence[Event], bases: Callable[[Any], Mapping[uuid.UUID, int]]
+        self,
+        statement: str,
+        *arguments: Any,
+        told: Sequence[Event],
+        seqs: Callable[[Any], Mapping[uuid.UUID, int | None]],
     ) -> list[Any]:
         """A change that is one statement: it records the events `told` by itself (`outbox.recording`, whose parameters come
-        after `arguments`), so that one round trip is the whole transaction. `bases`: the seqs, from the rows it returns."""
+        after `arguments`), so that one round trip is the whole transaction. `seqs`: event -> seq of those that were recorded,
+        from the rows it returns."""
         given = outbox.columns(told)
         rows = await self.fetch(statement, *arguments, *given)
-        self._send(outbox.messages(told, given, bases(rows)))
+        self._send(outbox.messages(told, given, seqs(rows)))
         return rows
 
     def _send(self, recorded: Sequence[Message]) -> None:

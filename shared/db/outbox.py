@@ -33,19 +33,19 @@ MARK_INTERVAL = 0.02
 _log = get_logger("outbox")
 
 
-def recording(first: int, runs: str = "") -> str:
+def recording(first: int, only: str = "") -> str:
     """CTEs that record the events in the parameters from `$first` on (`columns` makes them), for a statement that is a change
-    and its events in one. With `runs`, the name of a CTE with a column `id`, only the events of these runs are recorded.
+    and its events in one. `only`: a condition on an event `g` (id, tenant, run, type, body), where the change decides about it.
 
-    The CTE `counted` (run, base) then tells their seqs: base + 1, base + 2, ... in the order given.
+    The CTE `recorded` (id, seq) tells what was recorded.
     """
     parameters = ", ".join(
         f"${first + n}::{kind}[]" for n, kind in enumerate(("uuid", "text", "uuid", "text", "bytea"))
     )
-    only = f" WHERE g.run IN (SELECT id FROM {runs})" if runs else ""  # noqa: S608 - constants
+    where = f" WHERE {only}" if only else ""
     return f"""
 told AS (
-    SELECT g.* FROM unnest({parameters}) WITH ORDINALITY AS g (id, tenant, run, type, body, n){only}
+    SELECT g.* FROM unnest({parameters}) WITH ORDINALITY AS g (id, tenant, run, type, body, n){where}
 ), amounts AS (
     SELECT run, count(*) AS amount FROM told WHERE run IS NOT NULL GROUP BY run
 ), turns AS (
@@ -57,10 +57,11 @@ told AS (
     INSERT INTO events (id, tenant, run, seq, type, body)
     SELECT t.id, t.tenant, t.run, c.base + row_number() OVER (PARTITION BY t.run ORDER BY t.n), t.type, t.body
     FROM told t LEFT JOIN counted c ON c.run = t.run
+    RETURNING id, seq
 )"""  # noqa: S608 - constants
 
 
-_RECORD = f"WITH {recording(1)} SELECT run, base FROM counted"  # noqa: S608 - constants
+_RECORD = f"WITH {recording(1)} SELECT id, seq FROM recorded"  # noqa: S608 - constants
 
 _CLAIM = """
 UPDATE events SET claimed_at = now() WHERE id IN (
@@ -77,7 +78,7 @@ async def record(connection: Any, events: Sequence[Event]) -> list[Message]:
     """Write the events in the order given, in the connection's transaction. Returns what is to be published after commit."""
     given = columns(events)
     rows = await connection.fetch(_RECORD, *given)
-    return messages(events, given, {row["run"]: row["base"] for row in rows})
+    return messages(events, given, {row["id"]: row["seq"] for row in rows})
 
 
 def columns(events: Sequence[Event]) -> tuple[list[Any], ...]:
@@ -91,19 +92,14 @@ def columns(events: Sequence[Event]) -> tuple[list[Any], ...]:
 
 
 def messages(
-    events: Sequence[Event], given: tuple[list[Any], ...], bases: Mapping[uuid.UUID, int | None]
+    events: Sequence[Event], given: tuple[list[Any], ...], seqs: Mapping[uuid.UUID, int | None]
 ) -> list[Message]:
-    """What is to be published of recorded events, with their seqs; those of runs that are not in `bases` were not recorded."""
-    last = dict(bases)
-    outgoing = []
-    for event, body in zip(events, given[-1], strict=True):
-        if event.run is not None:
-            if event.run not in last:
-                continue
-            seq = last[event.run] = (last[event.run] or 0) + 1
-            body = with_seq(body, seq)
-        outgoing.append(Message(event.id, event.topic, body))
-    return outgoing
+    """What is to be published: the events that were recorded, which are those that have a seq (or None, without a run)."""
+    return [
+        Message(event.id, event.topic, with_seq(body, seqs[event.id]))
+        for event, body in zip(events, given[-1], strict=True)
+        if event.id in seqs
+    ]
 
 
 class Relay:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import sys
 from pathlib import Path
@@ -12,8 +11,7 @@ import msgpack
 
 from services.executor.components import Components
 from services.executor.config import ExecutorSettings
-from services.executor.handlers import Context, on_job_ready, submit
-from shared.batching import Batcher
+from services.executor.handlers import Context, on_job_ready
 from shared.clock import SystemClock
 from shared.config import load
 from shared.db.database import open_database
@@ -34,10 +32,9 @@ async def main(event_id: str) -> None:
         )
         event = from_map(msgpack.unpackb(await database.fetchval("SELECT body FROM events WHERE id = $1", event_id)))
         assert isinstance(event, JobReady)
-        context = Context(
+        context = Context.of(
             database=database, runtime=runtime, objects=objects, vault=Vault(host.secret_key), clock=SystemClock(),
             settings=ExecutorSettings(), components=Components(None, required=False),
-            submissions=Batcher(functools.partial(submit, database=database, runtime=runtime)),
             public_url=lambda: "https://hub.example.test",
         )  # fmt: skip
         print("begins", flush=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import functools
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -15,7 +13,7 @@ import pytest
 
 from services.executor.components import Components
 from services.executor.config import ExecutorSettings
-from services.executor.handlers import Context, on_job_ready, on_job_stop_requested, on_run_finished, submit
+from services.executor.handlers import Context, on_job_ready, on_job_stop_requested, on_run_finished
 from services.status_watcher.config import StatusWatcherSettings
 from services.status_watcher.handlers import Context as WatcherContext
 from services.status_watcher.handlers import tell, watch
@@ -46,10 +44,9 @@ async def house(database: str, s3: S3Address, tmp_path: Path) -> AsyncIterator[H
 
 def executor_of(house: House, runtime: object = None) -> Context:
     host = house.host
-    return Context(
+    return Context.of(
         database=host.database, runtime=runtime or host.runtime, objects=host.objects, vault=host.vault, clock=host.clock,
         settings=ExecutorSettings(), components=Components(None, required=False),
-        submissions=Batcher(functools.partial(submit, database=host.database, runtime=runtime or host.runtime)),
         public_url=lambda: host.public_url,
     )  # fmt: skip
 
@@ -359,16 +356,10 @@ async def test_a_start_asks_once_before_and_tells_once_after(house: House) -> No
                 steps.append(f"{self.name}.{attribute}")
             return getattr(self.inner, attribute)
 
-    counting = dataclasses.replace(
-        context,
-        database=Counting(context.database, "database"),
-        objects=Counting(context.objects, "objects"),
-        runtime=house.host.runtime,
-        submissions=Batcher(
-            functools.partial(
-                submit, database=Counting(context.database, "database"), runtime=Counting(context.runtime, "runtime")
-            )
-        ),
-    )
+    counting = Context.of(
+        database=Counting(context.database, "database"), runtime=context.runtime,
+        objects=Counting(context.objects, "objects"), vault=context.vault, clock=context.clock, settings=context.settings,
+        components=context.components, public_url=context.public_url,
+    )  # fmt: skip
     await on_job_ready(ready, counting)
-    assert steps == ["database.fetchrow", "database.transaction"]
+    assert steps == ["database.fetch", "database.change"]
