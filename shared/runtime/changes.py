@@ -12,8 +12,10 @@ from pathlib import Path
 
 from asyncinotify import Event, Inotify, Mask, Watch
 
-MASK = Mask.MODIFY | Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.CREATE | Mask.DELETE | Mask.DELETE_SELF
-"""What is listened for. The same for everyone, because the kernel keeps one mask per file and instance."""
+OF_FOLDERS = Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE
+OF_FILES = Mask.MODIFY | Mask.CLOSE_WRITE | Mask.DELETE_SELF
+"""What is listened for. The same for everyone, because the kernel keeps one mask per file and instance. What a folder's files
+go through before they are whole is left out: each event costs."""
 
 
 class Listener:
@@ -74,7 +76,7 @@ class Changes:
         known = self._watched.get(path)
         # The kernel has dropped the watch if the file was deleted meanwhile; asking again is cheap and gives the same
         # number for the same file.
-        watch = self._inotify.add_watch(path, MASK)
+        watch = self._inotify.add_watch(path, OF_FOLDERS if path.is_dir() else OF_FILES)
         listeners = known[1] if known else set()
         listeners.add(listener)
         self._watched[path] = (watch, listeners)

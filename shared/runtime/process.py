@@ -15,7 +15,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,13 +65,29 @@ class ProcessRuntime:
         """See the protocol. Raises PermanentError(Unsupported) for an image's own command, unless `allow_host`."""
         self._refuse(spec)
         try:
+            if await self._start_new(spec):
+                return
             for _ in range(5):
-                container = folders.load(self._layout, spec.name) or self._prepare(spec)
-                if container is not None and await self._spawn(container):
+                container = folders.load(self._layout, spec.name)
+                if container is None:
+                    if await self._start_new(spec):
+                        return
+                elif await self._spawn(container):
                     return
         except OSError as error:
             raise TemporaryError(f"cannot start {spec.name} below {self._layout.root}: {error}") from error
         raise TemporaryError(f"the folder {self._layout.folder(spec.name)} keeps changing or is damaged; remove it")
+
+    async def _start_new(self, spec: ContainerSpec) -> bool:
+        """False if there is a container of this name."""
+        uid = folders.new_uid()
+        with folders.prepared(self._layout, spec, self._document(spec, uid), uid) as container:
+            if container is None:
+                return False
+            pid = self._execute(container)
+        if pid is not None:
+            self._attend(container, pid)
+        return True
 
     def _refuse(self, spec: ContainerSpec) -> None:
         try:
@@ -97,11 +113,6 @@ class ProcessRuntime:
             self._said.add(message)
             _log.warning(message, **values)
 
-    def _prepare(self, spec: ContainerSpec) -> Container | None:
-        uid = folders.new_uid()
-        folders.prepare(self._layout, spec, self._document(spec, uid), uid)
-        return folders.load(self._layout, spec.name)
-
     def _document(self, spec: ContainerSpec, uid: str) -> dict[str, Any]:
         folder = self._layout.folder(spec.name)
         environment = dict(spec.document.get("env") or {})
@@ -113,29 +124,29 @@ class ProcessRuntime:
             **spec.document,
             "env": environment,
             "workdir": str(folder / "work" / (spec.document.get("workdir") or "")),
-            "result_path": str(self._layout.event(spec.name, uid, "result.json")),
-            "running_path": str(self._layout.event(spec.name, uid, "running")),
+            "result_path": self._layout.event(spec.name, uid, "result.json"),
+            "running_path": self._layout.event(spec.name, uid, "running"),
             "output_path": str(folder / "outputs"),
             "message_limit": RESULT_LIMIT,
         }
 
     async def _spawn(self, container: Container) -> bool:
         """False if the container has been removed meanwhile."""
-        environment = {
-            "PATH": self._search_path,
-            "HOME": str(container.folder / "work"),
-            "TMPDIR": str(container.folder / "tmp"),
-            "LANG": "C.UTF-8",
-        }
         try:
-            pid = await _decide(container, lambda: self._execute(container, environment))
+            pid = await _decide(container, lambda: self._execute(container))
         except FileNotFoundError:
             return False
         if pid is not None:
             self._attend(container, pid)
         return True
 
-    def _execute(self, container: Container, environment: Mapping[str, str]) -> int | None:
+    def _execute(self, container: Container) -> int | None:
+        environment = {
+            "PATH": self._search_path,
+            "HOME": f"{container.folder}/work",
+            "TMPDIR": f"{container.folder}/{folders.TEMPORARY}",
+            "LANG": "C.UTF-8",
+        }
         try:
             return folders.spawn(container, self._wrapper, environment)
         except (FileNotFoundError, PermissionError) as error:
@@ -155,7 +166,7 @@ class ProcessRuntime:
         pid = self._attended.pop(handle)
         os.close(handle)
         _, status = os.waitpid(pid, 0)
-        if not container.event("result.json").exists():
+        if not os.access(container.event("result.json"), os.F_OK):
             folders.note_exit(container, os.waitstatus_to_exitcode(status))
 
     # ending

@@ -38,7 +38,6 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -49,6 +48,7 @@ from shared.states import Reason
 
 COOKIE = "HUBFLOW_CONTAINER"
 """Environment variable that marks all processes of a container, however far they daemonize."""
+TEMPORARY = "tmp"
 _log = logging.getLogger(__name__)
 _FLOCK = struct.Struct("@hhqqi4x")
 _JOB = re.compile(r"(.+)/job\.([0-9a-f]{32})\.json")
@@ -59,27 +59,15 @@ class LockTakenError(Exception):
     """Somebody else decides about this container right now."""
 
 
-@dataclass(frozen=True, slots=True)
 class Layout:
     """The folders below the root. The root is absolute and free of links."""
 
-    root: Path
-
-    @property
-    def containers(self) -> Path:
-        return self.root / "containers"
-
-    @property
-    def events(self) -> Path:
-        return self.root / "events"
-
-    @property
-    def shared(self) -> Path:
-        return self.root / "shared"
-
-    @property
-    def removed(self) -> Path:
-        return self.root / "removed"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.containers = root / "containers"
+        self.events = root / "events"
+        self.shared = root / "shared"
+        self.removed = root / "removed"
 
     def create(self) -> None:
         """Make the folders. Only their owner may look in: they hold secrets."""
@@ -92,9 +80,9 @@ class Layout:
             raise KeyError(name)
         return self.containers / name
 
-    def event(self, name: str, uid: str, kind: str) -> Path:
+    def event(self, name: str, uid: str, kind: str) -> str:
         """A marker file in the one folder that watchers listen to."""
-        return self.events / f"{name}.{uid}.{kind}"
+        return f"{self.events}/{name}.{uid}.{kind}"
 
     def names(self) -> list[str]:
         """All containers there are."""
@@ -102,42 +90,35 @@ class Layout:
             return [entry.name for entry in entries if _NAME.fullmatch(entry.name)]
 
 
-@dataclass(frozen=True, slots=True)
 class Container:
-    """One container's folder, with its identity already read."""
+    """One container's folder, with its identity already read. Its paths are texts: they are made for every look."""
 
-    layout: Layout
-    name: str
-    uid: str
-    labels: Mapping[str, str]
+    __slots__ = ("cookie", "folder", "job", "labels", "layout", "name", "uid")
 
-    @property
-    def folder(self) -> Path:
-        return self.layout.containers / self.name
-
-    @property
-    def job(self) -> Path:
+    def __init__(self, layout: Layout, name: str, uid: str, labels: Mapping[str, str]) -> None:
+        self.layout = layout
+        self.name = name
+        self.uid = uid
+        self.labels = labels
+        self.folder = f"{layout.containers}/{name}"
+        self.job = f"{self.folder}/job.{uid}.json"
         """The job document. Its name, in the wrapper's arguments, tells whose wrapper that is."""
-        return self.folder / f"job.{self.uid}.json"
+        self.cookie = f"{self.folder}:{uid}"
 
-    @property
-    def cookie(self) -> str:
-        return f"{self.folder}:{self.uid}"
-
-    def event(self, kind: str) -> Path:
+    def event(self, kind: str) -> str:
         """Path of one of this container's markers."""
         return self.layout.event(self.name, self.uid, kind)
 
     @property
     def claimed(self) -> bool:
         """Has a wrapper taken the job document, and so gone past the point of no return?"""
-        return not self.job.exists()
+        return not _exists(self.job)
 
     @property
     def alive(self) -> bool:
         """Does a wrapper live?"""
         try:
-            descriptor = os.open(self.folder / "alive", os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(f"{self.folder}/alive", os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
         try:
@@ -148,46 +129,63 @@ class Container:
 
     def stop_request(self) -> float | None:
         """When the container is to be killed (seconds since the epoch), if somebody wants it stopped."""
-        stop = _read_json(self.folder / "stop.json")
+        stop = _read_json(f"{self.folder}/stop.json")
         return None if stop is None else float(stop["kill_at"])
 
     def exit_status(self) -> int | None:
         """The wrapper's exit status (negative: signal), if its starter lived to see it."""
-        seen = _read_json(self.folder / "exit")
+        seen = _read_json(f"{self.folder}/exit")
         return None if seen is None else int(seen["status"])
 
 
 def load(layout: Layout, name: str) -> Container | None:
     """The container of this name, or None. A folder that a power cut has left unreadable counts as none."""
-    try:
-        spec = _read_json(layout.folder(name) / "spec.json")
-    except KeyError:
+    if not _NAME.fullmatch(name):
         return None
+    spec = _read_json(f"{layout.containers}/{name}/spec.json")
     if spec is None:
         return None
     return Container(layout, name, spec["uid"], spec["labels"])
 
 
-def prepare(layout: Layout, spec: ContainerSpec, document: Mapping[str, Any], uid: str) -> bool:
-    """Make the folder of a new container, whole or not at all. False if the name is taken.
+@contextmanager
+def prepared(layout: Layout, spec: ContainerSpec, document: Mapping[str, Any], uid: str) -> Iterator[Container | None]:
+    """Make the folder of a new container, whole or not at all, and hold the right to decide about it inside the block. None if
+    the name is taken.
 
     The hidden name it grows under is swept by `sweep` if we are killed on the way.
     """
-    growing = layout.removed / f"new.{uid}"
-    growing.mkdir(mode=0o700)
-    for folder in ("work", "tmp"):
-        (growing / folder).mkdir(mode=0o700)
+    growing = f"{layout.removed}/new.{uid}"
+    for folder in (growing, f"{growing}/work", f"{growing}/{TEMPORARY}"):
+        os.mkdir(folder, 0o700)  # noqa: PTH102 - see Container
     for empty in ("alive", "log"):
-        (growing / empty).touch(mode=0o600)
+        os.close(_create(f"{growing}/{empty}"))
     identity = {"version": 1, "name": spec.name, "uid": uid, "labels": dict(spec.labels), "image": spec.image}
-    _write_json(growing / "spec.json", identity)
-    _write_json(growing / f"job.{uid}.json", document)
+    with open(_create(f"{growing}/job.{uid}.json"), "w") as job:
+        json.dump(document, job)
+    with open(_create(f"{growing}/spec.json"), "w") as decider:
+        json.dump(identity, decider)
+        decider.flush()
+        _lock(decider.fileno())
+        try:
+            os.rename(growing, f"{layout.containers}/{spec.name}")  # noqa: PTH104 - see Container
+        except OSError:
+            if not _exists(f"{layout.containers}/{spec.name}"):
+                raise
+            shutil.rmtree(growing)
+            yield None
+            return
+        yield Container(layout, spec.name, uid, dict(spec.labels))
+
+
+def _create(path: str) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
+def _exists(path: str) -> bool:
     try:
-        growing.rename(layout.folder(spec.name))
+        os.stat(path)  # noqa: PTH116 - see Container
     except OSError:
-        if not layout.folder(spec.name).exists():
-            raise
-        shutil.rmtree(growing)
         return False
     return True
 
@@ -204,7 +202,7 @@ def deciding(container: Container, *, wait: bool = False) -> Iterator[None]:
     Raises LockTakenError if somebody else holds it (with `wait`: blocks instead), FileNotFoundError if the container
     has gone, or is another one by now.
     """
-    path = container.folder / "spec.json"
+    path = f"{container.folder}/spec.json"
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         _lock(descriptor, wait=wait)
@@ -232,19 +230,19 @@ def spawn(container: Container, wrapper: Path, environment: Mapping[str, str]) -
     folder = container.folder
     if container.claimed or container.stop_request() is not None or container.exit_status() is not None:
         return None
-    alive = os.open(folder / "alive", os.O_RDWR | os.O_CLOEXEC)
+    alive = os.open(f"{folder}/alive", os.O_RDWR | os.O_CLOEXEC)
     try:
         _lock(alive)
     except LockTakenError:
         # Its wrapper lives but has not read its document yet.
         os.close(alive)
         return None
-    output = os.open(folder / "log", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-    words = os.open(folder / "wrapper.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    output = os.open(f"{folder}/log", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    words = os.open(f"{folder}/wrapper.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         pid = os.posix_spawn(
             wrapper,
-            [wrapper.name, "run", str(container.job)],
+            [wrapper.name, "run", container.job],
             {**environment, COOKIE: container.cookie},
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, alive, 0),
@@ -258,7 +256,7 @@ def spawn(container: Container, wrapper: Path, environment: Mapping[str, str]) -
     finally:
         for descriptor in (alive, output, words):
             os.close(descriptor)
-    _write_json(folder / "pid", {"pid": pid})
+    _write_json(f"{folder}/pid", {"pid": pid})
     return pid
 
 
@@ -268,20 +266,20 @@ def request_stop(container: Container, grace: float) -> None:
     Only while `deciding`: from then on nobody starts it.
     """
     deadline, earlier = time.time() + grace, container.stop_request()
-    _write_json(container.folder / "stop.json", {"kill_at": min(deadline, earlier or deadline)})
+    _write_json(f"{container.folder}/stop.json", {"kill_at": min(deadline, earlier or deadline)})
 
 
 def note_exit(container: Container, status: int) -> None:
     """Keep the wrapper's exit status and wake the watchers; for its starter, who has just reaped it."""
-    if container.folder.exists():
-        _write_json(container.folder / "exit", {"status": status})
+    if _exists(container.folder):
+        _write_json(f"{container.folder}/exit", {"status": status})
         wake(container)
 
 
 def wake(container: Container) -> None:
     """Make all watchers and log followers look at this container again."""
-    container.event("ended").touch(mode=0o600)
-    with (container.folder / "log").open("ab"):
+    os.close(os.open(container.event("ended"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    with Path(container.folder, "log").open("ab"):
         """Closing it after writing is what followers listen for."""
 
 
@@ -295,7 +293,7 @@ def observe(layout: Layout, name: str) -> Observation | None:
     except FileNotFoundError:
         return None
     # Removed under our eyes: what is missing then says nothing about how it ended.
-    there = seen.result is not None or (container.folder / "spec.json").exists()
+    there = seen.result is not None or _exists(f"{container.folder}/spec.json")
     return seen if there else None
 
 
@@ -326,7 +324,7 @@ def _without_result(container: Container, *, claimed: bool) -> Observation:
     else:
         reason = Reason.WRAPPER_FAILED
         how = "its exit status is unknown" if status is None else f"it ended with {_status_text(status)}"
-        words = last_words((container.folder / "wrapper.log").read_bytes() if claimed else b"")
+        words = last_words(Path(container.folder, "wrapper.log").read_bytes() if claimed else b"")
         message = f"the command wrapper left no result: {how}; was it killed, or is the disk full?{words}"
     return Observation(
         container.name,
@@ -350,7 +348,7 @@ def _started_at(container: Container) -> datetime | None:
 
 def signal_wrapper(container: Container, number: signal.Signals) -> bool:
     """Send a signal to the wrapper, if it lives. Looks at all processes if its starter died before noting its id."""
-    noted = _read_json(container.folder / "pid")
+    noted = _read_json(f"{container.folder}/pid")
     candidates = [int(noted["pid"])] if noted else []
     return any(_signal_if_ours(pid, container, number) for pid in candidates) or any(
         _signal_if_ours(pid, container, number) for pid in marked(container.cookie) if _leads_session(pid)
@@ -440,7 +438,7 @@ def kill_strays(layout: Layout) -> None:
 def detach(container: Container) -> Path:
     """Take the container out of sight in one step. Returns where it is now; `discard` does the rest."""
     doomed = container.layout.removed / f"{container.name}.{container.uid}"
-    container.folder.rename(doomed)
+    Path(container.folder).rename(doomed)
     return doomed
 
 
@@ -467,18 +465,23 @@ def sweep(layout: Layout, older_than: float = 60.0) -> None:
             discard(layout, folder)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: str) -> dict[str, Any] | None:
     try:
-        value = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
+        try:
+            value = json.loads(file.read())
+        except ValueError:
+            return None
     return value if isinstance(value, dict) else None
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def _write_json(path: str, value: Mapping[str, Any]) -> None:
     """Whole or not at all, readable for the owner only."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
+    folder, _, name = path.rpartition("/")
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex}"
+    with open(_create(temporary), "w") as file:
         json.dump(value, file)
-    temporary.rename(path)
+    os.rename(temporary, path)  # noqa: PTH104 - see Container

@@ -67,7 +67,8 @@ class Place:
         """What a starter leaves behind that is killed between making the container and starting it."""
         if isinstance(runtime, ProcessRuntime):
             uid = process_folder.new_uid()
-            assert process_folder.prepare(runtime._layout, spec, runtime._document(spec, uid), uid)
+            with process_folder.prepared(runtime._layout, spec, runtime._document(spec, uid), uid) as container:
+                assert container is not None
         else:
             assert await runtime._starter._create(spec, IMAGE)
 

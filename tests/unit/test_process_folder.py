@@ -21,18 +21,17 @@ def test_what_is_removed_while_one_looks_is_gone_and_not_failed(
     layout = Layout(tmp_path)
     layout.create()
     uid = folders.new_uid()
-    folders.prepare(layout, ContainerSpec("one", "", {}, {}), {"command": ["true"]}, uid)
-    container = folders.load(layout, "one")
-    assert container is not None
+    with folders.prepared(layout, ContainerSpec("one", "", {}, {}), {"command": ["true"]}, uid) as container:
+        assert container is not None
     if claimed:
-        container.job.unlink()
+        Path(container.job).unlink()
     reading = folders._read_json
 
-    def somebody_removes_it(path: Path) -> dict[str, Any] | None:
-        if path.name.endswith(moment) and container.folder.exists():
+    def somebody_removes_it(path: str) -> dict[str, Any] | None:
+        if path.endswith(moment) and Path(container.folder).exists():
             folders.discard(layout, folders.detach(container))
         return reading(path)
 
     monkeypatch.setattr(folders, "_read_json", somebody_removes_it)
     seen = folders.observe(layout, "one")
-    assert seen is None or container.folder.exists()
+    assert seen is None or Path(container.folder).exists()
