@@ -5,7 +5,6 @@ import (
 	"os"
 	"strconv"
 	"syscall"
-	"time"
 	"unsafe"
 )
 
@@ -40,25 +39,6 @@ func killGroup(group int) {
 	_ = syscall.Kill(-group, syscall.SIGKILL)
 	for _, pid := range descendants(os.Getpid()) {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
-	}
-}
-
-// killDescendants kills until nobody is left: the group, then whoever left it (all of them are our descendants, since we are
-// their reaper). Without /proc only a PID 1 can reach those.
-func killDescendants(group int, reaped <-chan struct{}) {
-	giveUp := time.After(2 * time.Second)
-	for {
-		if os.Getpid() == 1 {
-			_ = syscall.Kill(-1, syscall.SIGKILL)
-		}
-		killGroup(group)
-		select {
-		case <-reaped:
-			return
-		case <-giveUp:
-			return
-		case <-time.After(2 * time.Millisecond):
-		}
 	}
 }
 
@@ -121,11 +101,4 @@ func utimensat(fd int, name string, times *[2]syscall.Timespec, flags int) error
 		return number
 	}
 	return nil
-}
-
-// isTerminal asks for terminal settings, which only terminals have.
-func isTerminal(file *os.File) bool {
-	var settings syscall.Termios
-	_, _, number := syscall.Syscall(syscall.SYS_IOCTL, file.Fd(), syscall.TCGETS, uintptr(unsafe.Pointer(&settings)))
-	return number == 0
 }
