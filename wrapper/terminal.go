@@ -48,11 +48,16 @@ func (t *terminal) suspended(child int) {
 		_ = syscall.Kill(0, syscall.SIGSTOP)
 		t.foreground(child)
 	}
+	_ = syscall.Kill(-child, syscall.SIGCONT)
 	// The key's signal may still be on its way to other members of the group, who would stop after they were told to go on.
-	for range 3 {
-		_ = syscall.Kill(-child, syscall.SIGCONT)
-		time.Sleep(pollInterval)
-	}
+	go func() {
+		for delay := pollInterval; delay < 2*time.Second; delay *= 2 {
+			time.Sleep(delay)
+			if anyStopped(child) {
+				_ = syscall.Kill(-child, syscall.SIGCONT)
+			}
+		}
+	}()
 }
 
 // takeBack makes our own group the foreground one again, after the child's end.
