@@ -147,11 +147,11 @@ func TestKeysAndWindowReachTheChild(t *testing.T) {
 		outcome string
 		status  int
 	}{
-		"Ctrl-C":                   {"echo ready; exec sleep 60", func(s *screen) { s.typed("\x03") }, outcomeSignaled, 130},
-		"Ctrl-C, caught":           {"trap 'exit 9' INT; echo ready; while :; do sleep 0.01; done", func(s *screen) { s.typed("\x03") }, outcomeExited, 9},
-		`Ctrl-\`:                   {"ulimit -c 0; echo ready; exec sleep 60", func(s *screen) { s.typed("\x1c") }, outcomeSignaled, 131},
-		"Ctrl-D":                   {"echo ready; cat >/dev/null; exit 5", func(s *screen) { s.typed("\x04") }, outcomeExited, 5},
-		"a larger window":          {"trap 'stty size; exit 6' WINCH; stty size; echo ready; while :; do sleep 0.01; done", func(s *screen) { s.resize(33, 132) }, outcomeExited, 6},
+		"Ctrl-C":          {"echo ready; exec sleep 60", func(s *screen) { s.typed("\x03") }, outcomeSignaled, 130},
+		"Ctrl-C, caught":  {"trap 'exit 9' INT; echo ready; while :; do sleep 0.01; done", func(s *screen) { s.typed("\x03") }, outcomeExited, 9},
+		`Ctrl-\`:          {"ulimit -c 0; echo ready; exec sleep 60", func(s *screen) { s.typed("\x1c") }, outcomeSignaled, 131},
+		"Ctrl-D":          {"echo ready; cat >/dev/null; exit 5", func(s *screen) { s.typed("\x04") }, outcomeExited, 5},
+		"a larger window": {"trap 'stty size; exit 6' WINCH; stty size; echo ready; while :; do sleep 0.01; done", func(s *screen) { s.resize(33, 132) }, outcomeExited, 6},
 		// (No children here: a shell that is just forking misses the key, with or without us.)
 		"Ctrl-Z, nobody behind us": {"trap 'on=1' CONT; echo ready; while [ -z \"$on\" ]; do :; done; echo went on; exit 8", func(s *screen) { s.typed("\x1a") }, outcomeExited, 8},
 	} {
