@@ -13,7 +13,7 @@ type reporting struct {
 }
 
 // overflowPatience is how long object storage may be away before a large result document is given up.
-const overflowPatience = 2 * time.Minute
+const overflowPatience = 4 * time.Minute
 
 // Report writes the result document; one that is too large for the file goes to object storage, and only when that fails
 // are its outputs dropped, which is told as a failure.

@@ -9,7 +9,7 @@ import (
 
 // heartbeat is how often the running file's time is renewed until we end. A file that is older than a few of these
 // beside a missing result document means that the wrapper itself was killed.
-const heartbeat = 10 * time.Second
+var heartbeat = 10 * time.Second
 
 // markRunning creates the running file and keeps it fresh from now on: also while the job's files are being saved. It returns
 // what went wrong, "" for nothing.

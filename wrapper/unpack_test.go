@@ -59,20 +59,29 @@ func modeOfHeader(header tar.Header, mode int64) tar.Header {
 	return header
 }
 
+// packedTar is a tar stream compressed as other programs do.
+func packedTar(t testing.TB, stream []byte) []byte {
+	t.Helper()
+	var packed bytes.Buffer
+	w := gzip.NewWriter(&packed)
+	_, _ = w.Write(stream)
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return packed.Bytes()
+}
+
 // restoreHere unpacks and commits a tar stream below dir/target, as a job's restore does.
 func restoreHere(t testing.TB, dir string, stream []byte, limits ArchiveLimits) error {
 	t.Helper()
 	limits.applyDefaults()
-	var packed bytes.Buffer
-	w := gzip.NewWriter(&packed)
-	_, _ = w.Write(stream)
-	_ = w.Close()
+	packed := bytes.NewReader(packedTar(t, stream))
 	stage, err := openStaging(filepath.Join(dir, "target"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer stage.discard()
-	if _, err := unpackInto(context.Background(), stage, &packed, limits); err != nil {
+	if _, err := unpackInto(context.Background(), stage, packed, limits); err != nil {
 		return err
 	}
 	return stage.commit()
