@@ -39,9 +39,10 @@ format: $(VENV)  ## put the code into shape
 bench: $(VENV) $(WRAPPER)  ## how quick the main line is, beside its floors; writes build/bench.json (needs RabbitMQ)
 	@scripts/packages.sh servers
 	.venv/bin/python -m bench.main_line
-bench-wrapper: $(VENV) $(WRAPPER)  ## CommandWrapper against cat, tar and zstd; writes build/bench-wrapper.json
+bench-wrapper: $(VENV) $(WRAPPER)  ## CommandWrapper against cat, tar and zstd (minutes); writes build/bench-wrapper.json
+	@scripts/packages.sh zstd curl
 	.venv/bin/python wrapper/bench/bench.py
-fuzz: $(VENV)  ## fuzz the wrapper's parsers for an hour (FUZZTIME=10m: each target that long)
+fuzz: $(VENV)  ## fuzz the wrapper's parsers for an hour (FUZZTIME=10m: each of the four that long)
 	@scripts/fuzz.sh
 
 ##@ Parts of it

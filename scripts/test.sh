@@ -17,11 +17,9 @@ if [ "$which" = all ] && [ -z "${T:-}${K:-}" ]; then
   go=$(scripts/go.sh)
   tags=()
   (cd wrapper && GOTOOLCHAIN=local "$go" mod download) 2>/dev/null || tags=(-tags nozstd)
-  # Real processes and signals on a busy machine: what fails once is said loudly and counts if it fails again.
-  (cd wrapper && GOTOOLCHAIN=local "$go" test "${tags[@]}" ./...) || {
-    echo "test: !!! go test failed once, see above; once more"
-    (cd wrapper && GOTOOLCHAIN=local "$go" test -count=1 "${tags[@]}" ./...) || status=$?
-  }
+  (cd wrapper && GOTOOLCHAIN=local "$go" test "${tags[@]}" ./...) || status=$?
+  echo "test: a minute of fuzzing"
+  FUZZTIME=12s scripts/fuzz.sh || status=$?
 fi
 echo "test: pytest ${options[*]} $chosen"
 # shellcheck disable=SC2086

@@ -10,6 +10,12 @@ import (
 
 // BenchmarkPack and BenchmarkUnpack are for profiles: HUBFLOW_BENCH_TREE names a folder.
 
+// unlimited are the usual limits, which no test comes near to.
+func unlimited() (limits ArchiveLimits) {
+	limits.applyDefaults()
+	return limits
+}
+
 func benchTree(b *testing.B) string {
 	tree := os.Getenv("HUBFLOW_BENCH_TREE")
 	if tree == "" {
@@ -22,7 +28,7 @@ func BenchmarkPack(b *testing.B) {
 	tree := benchTree(b)
 	for b.Loop() {
 		selected, _ := newSelection(tree, []string{"."})
-		packing, _, err := packInto(context.Background(), io.Discard, tree, selected, newIndexWriter())
+		packing, _, err := packInto(context.Background(), io.Discard, tree, selected, newIndexWriter(), unlimited())
 		if err != nil || packing.files == 0 {
 			b.Fatal(err)
 		}
@@ -36,11 +42,10 @@ func BenchmarkUnpack(b *testing.B) {
 		b.Fatal(err)
 	}
 	selected, _ := newSelection(tree, []string{"."})
-	if _, _, err := packInto(context.Background(), packed, tree, selected, nil); err != nil {
+	if _, _, err := packInto(context.Background(), packed, tree, selected, nil, unlimited()); err != nil {
 		b.Fatal(err)
 	}
-	var limits ArchiveLimits
-	limits.applyDefaults()
+	limits := unlimited()
 	for b.Loop() {
 		_, _ = packed.Seek(0, io.SeekStart)
 		stage, err := openStaging(filepath.Join(b.TempDir(), "target"))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"runtime"
 	"sync/atomic"
@@ -17,6 +18,9 @@ type child struct {
 	drained chan struct{}           // closed when its output has been passed on to the end
 	output  *os.File                // our end of the pipe
 	copier  *copier
+	group   *cgroup      // nil where there is none
+	tty     *terminal    // nil unless the child has our terminal
+	relay   *signalRelay // once it is supervised
 }
 
 // childEnd says how the child ended and what was done about it.
@@ -30,7 +34,7 @@ type childEnd struct {
 // startChild starts the command and returns once it has been executed (or could not be).
 func startChild(path string, args, env []string, passStdin bool, sink *copier) (*child, error) {
 	if passStdin && isTerminal(os.Stdin) && isTerminal(os.Stdout) {
-		return startInteractive(path, args, env)
+		return startOnTerminal(path, args, env)
 	}
 	input := os.Stdin
 	if !passStdin {
@@ -48,7 +52,7 @@ func startChild(path string, args, env []string, passStdin bool, sink *copier) (
 	defer writer.Close()
 	c := &child{
 		exited: make(chan syscall.WaitStatus, 1), reaped: make(chan struct{}), drained: make(chan struct{}),
-		output: reader, copier: sink,
+		output: reader, copier: sink, group: newCgroup(),
 	}
 	attributes := &syscall.ProcAttr{
 		Env:   env,
@@ -60,6 +64,7 @@ func startChild(path string, args, env []string, passStdin bool, sink *copier) (
 	go c.startAndReap(path, args, attributes, started)
 	if err := <-started; err != nil {
 		reader.Close()
+		c.group.remove()
 		return nil, err
 	}
 	go func() {
@@ -69,26 +74,11 @@ func startChild(path string, args, env []string, passStdin bool, sink *copier) (
 	return c, nil
 }
 
-// startInteractive hands the terminal itself to the child, whose group becomes the foreground one, so that shells with job
-// control, editors and Ctrl-C work. Nothing passes through us then: outputs come by HUBFLOW_OUTPUT only.
-func startInteractive(path string, args, env []string) (*child, error) {
-	c := &child{exited: make(chan syscall.WaitStatus, 1), reaped: make(chan struct{}), drained: make(chan struct{})}
-	close(c.drained)
-	attributes := &syscall.ProcAttr{
-		Env:   env,
-		Files: []uintptr{0, 1, 2},
-		Sys:   &syscall.SysProcAttr{Foreground: true, Ctty: 0, Pdeathsig: syscall.SIGKILL},
-	}
-	started := make(chan error, 1)
-	go c.startAndReap(path, args, attributes, started)
-	return c, <-started
-}
-
 // startAndReap lives on one thread, because the parent-death signal fires at the death of the thread that forked. It collects
 // every dead process: orphans of the container come to us as PID 1, elsewhere as the subreaper.
 func (c *child) startAndReap(path string, args []string, attributes *syscall.ProcAttr, started chan<- error) {
 	runtime.LockOSThread()
-	pid, err := syscall.ForkExec(path, args, attributes)
+	pid, err := c.group.start(attributes, func() (int, error) { return syscall.ForkExec(path, args, attributes) })
 	c.pid = pid
 	started <- err
 	if err != nil {
@@ -96,16 +86,24 @@ func (c *child) startAndReap(path string, args []string, attributes *syscall.Pro
 		return
 	}
 	defer close(c.reaped)
+	options := 0
+	if c.tty != nil {
+		options = syscall.WUNTRACED
+	}
 	for {
 		var status syscall.WaitStatus
-		dead, err := syscall.Wait4(-1, &status, 0, nil)
+		dead, err := syscall.Wait4(-1, &status, options, nil)
 		if err == syscall.EINTR {
 			continue
 		}
 		if err != nil { // ECHILD: nobody is left
 			return
 		}
-		if dead == pid && (status.Exited() || status.Signaled()) {
+		switch {
+		case dead != pid:
+		case status.Stopped():
+			c.tty.suspended(pid)
+		default:
 			c.exited <- status
 		}
 	}
@@ -114,6 +112,7 @@ func (c *child) startAndReap(path string, args []string, attributes *syscall.Pro
 // supervise waits for the child's end, and brings it about at the time limit or some time after we were told to stop.
 func (c *child) supervise(relay *signalRelay, timeout, grace time.Duration) childEnd {
 	var end childEnd
+	c.relay = relay
 	relay.attach(c.pid)
 	stopped := relay.stopped
 	limit := optionalTimer(timeout)
@@ -136,7 +135,7 @@ func (c *child) supervise(relay *signalRelay, timeout, grace time.Duration) chil
 				kill = time.After(stopGrace(grace))
 			}
 		case <-kill:
-			killGroup(c.pid)
+			c.kill()
 			kill = time.After(time.Second) // new members may have joined while we killed
 		}
 	}
@@ -161,7 +160,9 @@ const (
 	lingerMost    = 3 * time.Second
 	// A process that cannot be killed (another user's, or asleep in the kernel) may hold the pipe for ever.
 	abandonSilence = 2 * time.Second
-	pollInterval   = 10 * time.Millisecond
+	// Whoever reads our output may have stopped reading without going away. The result is worth more than the rest of the log.
+	stuckMost    = 60 * time.Second
+	pollInterval = 10 * time.Millisecond
 )
 
 // finish ends what the child left running and passes on the last of the output.
@@ -174,12 +175,51 @@ func (c *child) finish() (warnings []string) {
 	select {
 	case <-c.reaped:
 	default:
-		killDescendants(c.pid, c.reaped)
+		c.killAll()
 	}
 	if !c.waitDrained(abandonSilence, 0) {
-		warnings = append(warnings, "a process that could not be killed still holds the job's output; what it writes from now on is lost")
+		problem := "a process that could not be killed still holds the job's output; what it writes from now on is lost"
+		if c.copier.writing() {
+			problem = fmt.Sprintf("the end of the job's output was lost: what reads it (the container's log?) has taken nothing for %v", c.stuckMost())
+		}
+		warnings = append(warnings, problem)
 	}
+	c.group.remove()
+	c.tty.takeBack()
 	return warnings
+}
+
+// kill ends the child's group, the control group if there is one, and every other descendant that can be found.
+func (c *child) kill() {
+	c.group.kill()
+	killGroup(c.pid)
+}
+
+// killAll kills until nobody is left: the group, then whoever left it (all of them are our descendants, since we are their
+// reaper). Without /proc and a control group only a PID 1 can reach those.
+func (c *child) killAll() {
+	giveUp := time.After(2 * time.Second)
+	for {
+		if os.Getpid() == 1 {
+			_ = syscall.Kill(-1, syscall.SIGKILL)
+		}
+		c.kill()
+		select {
+		case <-c.reaped:
+			return
+		case <-giveUp:
+			return
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// stuckMost is shorter when we were told to stop: soon the runtime will kill us.
+func (c *child) stuckMost() time.Duration {
+	if c.relay.stop() != 0 {
+		return abandonSilence
+	}
+	return stuckMost
 }
 
 // waitDrained waits for the end of the output and says whether it came. It gives up once nothing is left to be read and
@@ -194,6 +234,9 @@ func (c *child) waitDrained(silence, most time.Duration) bool {
 		}
 		quiet := time.Since(latest(begin, c.copier.lastActivity()))
 		if quiet >= silence && pending(c.output) == 0 && !c.copier.writing() {
+			return false
+		}
+		if c.copier.writing() && quiet >= c.stuckMost() {
 			return false
 		}
 		if most > 0 && time.Since(begin) > most {

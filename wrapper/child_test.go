@@ -280,7 +280,7 @@ func TestRunningFileMarksTheStart(t *testing.T) {
 		t.Errorf("%q", b.stdout.String())
 	}
 	b = shell(t, "true")
-	b.set("running_path", b.path("no/such/directory/running")).run().expect(outcomeExited, 0).expectWarning("running file")
+	b.set("running_path", "/proc/no/such/directory/running").run().expect(outcomeExited, 0).expectWarning("running file")
 }
 
 func TestEnvironment(t *testing.T) {

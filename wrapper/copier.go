@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 	"unsafe"
@@ -18,13 +19,15 @@ const (
 
 // copier passes the child's output on as it comes and lets the scanner see it.
 type copier struct {
-	out     io.Writer
-	scanner io.Writer
+	out io.Writer
 	activity
 
-	passed int64
-	lost   int64
-	err    error // why output could not be passed on; read it after the end of copy
+	mu      sync.Mutex // copy may still be stuck in a write when all others have given up on it
+	over    bool
+	scanner io.WriteCloser
+	passed  int64
+	lost    int64
+	err     error // why output could not be passed on
 }
 
 func outputPipe() (reader, writer *os.File, err error) {
@@ -67,19 +70,39 @@ func (c *copier) copy(pipe io.ReadCloser) {
 	}
 }
 
+// pass shows a piece to the scanner before it is written, so that outputs are known even if nobody takes the log.
 func (c *copier) pass(piece []byte) {
-	if c.err == nil {
-		c.inCall.Store(true)
-		written, err := c.out.Write(piece)
-		c.inCall.Store(false)
-		c.last.Store(time.Now().UnixNano())
-		c.passed += int64(written)
-		c.lost += int64(len(piece) - written)
-		c.err = err
-	} else {
-		c.lost += int64(len(piece))
+	c.mu.Lock()
+	if c.over {
+		c.mu.Unlock()
+		return
 	}
 	_, _ = c.scanner.Write(piece)
+	broken := c.err != nil
+	if broken {
+		c.lost += int64(len(piece))
+	}
+	c.mu.Unlock()
+	if broken {
+		return
+	}
+	c.inCall.Store(true)
+	written, err := c.out.Write(piece)
+	c.inCall.Store(false)
+	c.last.Store(time.Now().UnixNano())
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.passed += int64(written)
+	c.lost += int64(len(piece) - written)
+	c.err = err
+}
+
+// close ends the scanning; what copy may still bring is ignored.
+func (c *copier) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.over = true
+	_ = c.scanner.Close()
 }
 
 func (c *copier) lastActivity() time.Time { return time.Unix(0, c.last.Load()) }
@@ -87,6 +110,8 @@ func (c *copier) writing() bool           { return c.inCall.Load() }
 
 // warning says what was lost, "" for nothing.
 func (c *copier) warning() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.err == nil {
 		return ""
 	}

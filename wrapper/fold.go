@@ -1,9 +1,55 @@
 package main
 
 import (
+	"archive/tar"
+	"hash/maphash"
+	"slices"
 	"strings"
 	"unicode"
 )
+
+// Names that some file systems take for the same. An archive must not have two of them where that could make one entry act on
+// the other.
+
+// nameTable remembers the names of an archive, folded. It keeps hashes only: 16 bytes a name.
+type nameTable struct {
+	seed maphash.Seed
+	seen map[uint64]uint64 // hash of the folded name -> hash of the very name, its last bits replaced by the kind
+}
+
+// nameFinding says what is known of a name.
+type nameFinding int
+
+const (
+	nameIsNew    nameFinding = iota // or harmlessly alike: two plain files, or two directories
+	nameIsTwice                     // the very same name, and not both are directories
+	nameCollides                    // a name that differs only in case or Unicode form, and a link or of another kind
+)
+
+func newNameTable() *nameTable {
+	return &nameTable{seed: maphash.MakeSeed(), seen: map[uint64]uint64{}}
+}
+
+// add judges a name of the given kind (a tar type flag) against all before it.
+func (t *nameTable) add(name string, kind byte) nameFinding {
+	const kindBits = 0xff
+	if kind == '\x00' || kind == tar.TypeLink || kind == tar.TypeGNUSparse {
+		kind = tar.TypeReg
+	}
+	this := maphash.String(t.seed, name)&^kindBits | uint64(kind)
+	key := maphash.String(t.seed, foldName(name))
+	before, seen := t.seen[key]
+	switch {
+	case !seen:
+		t.seen[key] = this
+		return nameIsNew
+	case before|kindBits == this|kindBits && (before != this || kind != tar.TypeDir):
+		return nameIsTwice
+	case byte(before) != kind || kind == tar.TypeSymlink:
+		return nameCollides
+	}
+	return nameIsNew
+}
 
 // foldName maps names that a case-insensitive or Unicode-normalising file system takes for the same to one text. It folds
 // more than any of them does: letters lose case and marks, whether composed or not.
@@ -23,12 +69,18 @@ func foldName(name string) string {
 		if unicode.Is(unicode.Mn, r) || unicode.Is(unicode.Cf, r) {
 			continue
 		}
-		if base, composed := composedBase[r]; composed {
-			r = base
-		}
-		folded.WriteRune(smallestFold(r))
+		folded.WriteRune(smallestFold(withoutMarks(r)))
 	}
 	return folded.String()
+}
+
+// withoutMarks is the letter itself of one that is composed with marks.
+func withoutMarks(r rune) rune {
+	at, found := slices.BinarySearchFunc(composedBase[:], r, func(pair [2]rune, r rune) int { return int(pair[0] - r) })
+	if !found {
+		return r
+	}
+	return composedBase[at][1]
 }
 
 // smallestFold is the same for all letters that are equal under simple case folding.

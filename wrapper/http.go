@@ -22,8 +22,8 @@ import (
 // address is a credential.
 
 const (
-	// Ten tries with these delays outlast a minute without an answer.
-	maxTries     = 10
+	// These tries outlast a minute without an answer, even where chance makes every delay as short as it can be.
+	maxTries     = 15
 	firstDelay   = 250 * time.Millisecond
 	longestDelay = 15 * time.Second
 	// stallLimit ends a request that moves no byte.
@@ -197,6 +197,10 @@ func withoutAddress(err error) error {
 		host := "object storage"
 		if parsed, parseErr := url.Parse(detail.URL); parseErr == nil {
 			host = parsed.Host
+		}
+		var untrusted *tls.CertificateVerificationError
+		if errors.As(err, &untrusted) {
+			return fmt.Errorf("%s is not trusted: %w. Name a file with the root that signed it: ca_file in the job document, HUBFLOW_CA_FILE for thub", host, detail.Err)
 		}
 		return fmt.Errorf("no answer from %s: %w", host, detail.Err)
 	}

@@ -216,6 +216,7 @@ type outputSet struct {
 	sizes  map[string]int // of every key, also of those whose value was not kept
 	total  int            // bytes kept: keys and values
 	extra  int            // assignments to new keys beyond four times the limit of keys
+	beyond string         // the first key over the limit of keys
 	fixed  []string       // keys whose value was not valid UTF-8
 }
 
@@ -225,9 +226,14 @@ func newOutputSet(limits OutputLimits) *outputSet {
 
 // set stores value; uncounted is the number of further bytes of it that were already thrown away.
 func (o *outputSet) set(key, value string, uncounted int) {
-	if _, known := o.sizes[key]; !known && len(o.sizes) >= 4*o.limits.Keys {
-		o.extra++
-		return
+	if _, known := o.sizes[key]; !known && len(o.sizes) >= o.limits.Keys {
+		if o.beyond == "" {
+			o.beyond = strings.Clone(key)
+		}
+		if len(o.sizes) >= 4*o.limits.Keys {
+			o.extra++
+			return
+		}
 	}
 	if old, kept := o.values[key]; kept {
 		o.total -= len(key) + len(old)
@@ -262,7 +268,7 @@ func (o *outputSet) merge(later *outputSet) {
 // violation names the first limit that is broken, with key, size and limit, or is "".
 func (o *outputSet) violation() string {
 	if count := len(o.sizes) + o.extra; count > o.limits.Keys {
-		return fmt.Sprintf("the job set %d outputs, the limit is %d: write many values as one JSON value, or as an artifact", count, o.limits.Keys)
+		return fmt.Sprintf("the job set %d outputs, the limit is %d, and %s is one too many: write many values as one JSON value, or as an artifact", count, o.limits.Keys, o.beyond)
 	}
 	total := 0
 	for _, key := range sortedKeys(o.sizes) {

@@ -19,15 +19,19 @@ import (
 // leads out of it, and holds no more than one file's buffer.
 type packer struct {
 	ctx       context.Context
+	limits    ArchiveLimits
+	top       *os.Root
 	selection *selection
 	matched   []bool // by pattern
 	tar       *tar.Writer
 	under     *countingWriter
 	index     *indexWriter // nil: none is wanted
 	links     map[inode]string
+	names     *nameTable
 	buffer    []byte
 
-	files    int64
+	entries, files, bytes int64
+
 	warnings []string
 }
 
@@ -48,11 +52,11 @@ func (w *countingWriter) Write(p []byte) (int, error) {
 
 const packBuffer = 256 << 10
 
-func newPacker(ctx context.Context, to io.Writer, selected *selection, index *indexWriter) *packer {
+func newPacker(ctx context.Context, to io.Writer, selected *selection, index *indexWriter, limits ArchiveLimits) *packer {
 	under := &countingWriter{to: to}
 	return &packer{
-		ctx: ctx, selection: selected, matched: make([]bool, len(selected.patterns)), tar: tar.NewWriter(under), under: under,
-		index: index, links: map[inode]string{}, buffer: make([]byte, packBuffer),
+		ctx: ctx, limits: limits, selection: selected, matched: make([]bool, len(selected.patterns)), tar: tar.NewWriter(under), under: under,
+		index: index, links: map[inode]string{}, names: newNameTable(), buffer: make([]byte, packBuffer),
 	}
 }
 
@@ -66,6 +70,7 @@ func (p *packer) pack(base string) error {
 		return err
 	}
 	defer root.Close()
+	p.top = root
 	positions, whole := p.selection.start()
 	for _, i := range whole {
 		p.matched[i] = true
@@ -104,6 +109,7 @@ func (p *packer) directory(root *os.Root, prefix string, positions []position, a
 			return err
 		}
 	}
+	names = slices.DeleteFunc(names, func(name string) bool { return strings.HasPrefix(name, stagingPrefix) })
 	sort.Strings(names)
 	for _, name := range slices.Compact(names) {
 		if err := p.ctx.Err(); err != nil {
@@ -126,7 +132,7 @@ func (p *packer) list(root *os.Root, prefix string) ([]string, error) {
 	if err != nil {
 		return nil, p.unreadable(prefix, err)
 	}
-	return slices.DeleteFunc(names, func(name string) bool { return strings.HasPrefix(name, stagingPrefix) }), nil
+	return names, nil
 }
 
 func (p *packer) unreadable(name string, err error) error {
@@ -197,7 +203,7 @@ func (p *packer) leaf(root *os.Root, full, name string, info os.FileInfo) error 
 		if err != nil {
 			return p.unreadable(full, err)
 		}
-		if !linkStaysInside(full, target) {
+		if !linkStaysInside(full, target) || leadsOut(p.top, full) {
 			p.warn("the link %q leads out of the saved tree (to %q) and was left out: it could not be unpacked safely elsewhere", full, target)
 			return nil
 		}
@@ -221,15 +227,6 @@ func kindName(mode os.FileMode) string {
 	return "special file"
 }
 
-// linkStaysInside says whether a link's target, as it is written, is inside the tree that the link's name is relative to.
-func linkStaysInside(name, target string) bool {
-	if target == "" || path.IsAbs(target) {
-		return false
-	}
-	joined := path.Join(path.Dir(name), target)
-	return joined != ".." && !strings.HasPrefix(joined, "../")
-}
-
 // header has what all kinds of entries share. Setuid and setgid are not carried over: an archive that has them is refused.
 func (p *packer) header(name string, info os.FileInfo) *tar.Header {
 	header := &tar.Header{Name: name, Mode: int64(info.Mode().Perm()), ModTime: info.ModTime(), Format: tar.FormatPAX}
@@ -246,6 +243,9 @@ func (p *packer) header(name string, info os.FileInfo) *tar.Header {
 }
 
 func (p *packer) write(header *tar.Header) error {
+	if err := p.admit(header); err != nil {
+		return err
+	}
 	// A whole second needs no further header block.
 	if header.ModTime.Nanosecond() == 0 && header.ModTime.Unix() >= 0 && header.Size < 8<<30 {
 		header.Format = tar.FormatUnknown
@@ -260,6 +260,27 @@ func (p *packer) write(header *tar.Header) error {
 		p.files++
 	}
 	return p.index.add(header, p.under.at)
+}
+
+// admit refuses to make what unpacking would refuse to take: the mistake belongs to whoever saves, not to the job that restores.
+func (p *packer) admit(header *tar.Header) error {
+	cannot := func(format string, args ...any) error {
+		return fmt.Errorf("%.200q cannot be saved: "+format, append([]any{header.Name}, args...)...)
+	}
+	name := strings.TrimSuffix(header.Name, "/")
+	p.entries++
+	p.bytes += header.Size
+	switch depth := strings.Count(name, "/") + 1; {
+	case p.entries > p.limits.Entries:
+		return cannot("the archive would have more than %d entries, which is the limit. Save fewer files, or pack them first", p.limits.Entries)
+	case p.bytes > p.limits.Bytes:
+		return cannot("the archive would have more than %d bytes unpacked, which is the limit. Save less", p.limits.Bytes)
+	case depth > p.limits.Depth || len(name) > mostPathBytes:
+		return cannot("it is %d directories deep and its name has %d bytes, the limits are %d and %d. Leave it out, or pack it first", depth, len(name), p.limits.Depth, mostPathBytes)
+	case p.names.add(name, header.Typeflag) != nameIsNew:
+		return cannot("its name differs only in case or Unicode form from another one's, and one of the two is a link or they are of different kinds: such an archive is refused when it is unpacked. Rename one of them, or leave it out")
+	}
+	return nil
 }
 
 // file writes a regular file, as it is at the moment of opening.

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,8 +12,8 @@ import (
 	"time"
 )
 
-// The whole life of the wrapper in bare places. The first test makes them with chroot and namespaces (as root); the second
-// with a Docker engine, where HUBFLOW_TEST_CONTAINERS is set.
+// The whole life of the wrapper in bare places, which are made with chroot and namespaces (as root), and on another machine
+// (qemu-user). Real containers are in containers_test.go.
 
 // buildWrapper builds the real program, as it is shipped.
 func buildWrapper(t *testing.T, arch string) string {
@@ -165,83 +163,4 @@ func TestArm64UnderQemu(t *testing.T) {
 	if s.object("a") == nil {
 		t.Error("nothing was saved")
 	}
-}
-
-func TestContainersUnderConstraints(t *testing.T) {
-	if os.Getenv("HUBFLOW_TEST_CONTAINERS") == "" {
-		t.Skip("set HUBFLOW_TEST_CONTAINERS=1, with a Docker engine that answers (DOCKER_HOST)")
-	}
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Skip("needs a static busybox")
-	}
-	root := t.TempDir()
-	copyFile(t, buildWrapper(t, "amd64"), filepath.Join(root, "hw"), 0o755)
-	copyFile(t, busybox, filepath.Join(root, "bin/busybox"), 0o755)
-	tarball, err := exec.Command("tar", "-C", root, "-cf", "-", ".").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	image := fmt.Sprintf("hubflow-wrapper-test:%d", os.Getpid())
-	docker(t, bytes.NewReader(tarball), "import", "-", image)
-	defer docker(t, nil, "rmi", "-f", image)
-	for name, c := range map[string]struct {
-		uid     uint32
-		options []string
-	}{
-		"scratch as root":      {0, nil},
-		"read-only root":       {0, []string{"--read-only"}},
-		"random uid":           {54321, []string{"--user", "54321:54321"}},
-		"all of it, no rights": {54321, []string{"--user", "54321:54321", "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--pids-limit", "20", "--memory", "64m"}},
-		"with an init before":  {0, []string{"--init"}},
-		"no network, no logs":  {0, []string{"--log-driver", "none"}},
-		"a terminal":           {0, []string{"-t"}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			place := t.TempDir()
-			os.Chmod(filepath.Dir(place), 0o755)
-			writeJob(t, place, bareDocument(bareScript), c.uid)
-			args := append([]string{"run", "--rm", "--network", "none", "-v", place + "/r:/r"}, c.options...)
-			cmd := exec.Command("docker", append(args, image, "/hw", "run", "/r/job.json")...)
-			out, err := cmd.CombinedOutput()
-			if name == "with an init before" && cmd.ProcessState.ExitCode() == 125 {
-				t.Skipf("no init here: %s", out)
-			}
-			if name == "a terminal" {
-				out = bytes.ReplaceAll(out, []byte("\r\n"), []byte("\n"))
-			}
-			t.Log(err)
-			checkBare(t, place, string(out), cmd.ProcessState.ExitCode(), c.uid)
-		})
-	}
-	t.Run("docker stop", func(t *testing.T) { dockerStop(t, image) })
-}
-
-func dockerStop(t *testing.T, image string) {
-	place := t.TempDir()
-	os.Chmod(filepath.Dir(place), 0o755)
-	writeJob(t, place, bareDocument("trap 'echo bye; exit 4' TERM; while :; do /bin/busybox sleep 0.05; done"), 0)
-	id := strings.TrimSpace(docker(t, nil, "run", "-d", "--network", "none", "-v", place+"/r:/r", image, "/hw", "run", "/r/job.json"))
-	defer docker(t, nil, "rm", "-f", id)
-	waitForFile(t, filepath.Join(place, "r/running"))
-	begin := time.Now()
-	docker(t, nil, "stop", "-t", "10", id)
-	if took := time.Since(begin); took > 5*time.Second {
-		t.Errorf("took %v", took)
-	}
-	raw, _ := os.ReadFile(filepath.Join(place, "r/result.json"))
-	if !bytes.Contains(raw, []byte(`"outcome":"stopped","exit_code":4`)) || docker(t, nil, "inspect", "-f", "{{.State.ExitCode}}", id) != "4\n" || !strings.Contains(docker(t, nil, "logs", id), "bye\n") {
-		t.Errorf("%s", raw)
-	}
-}
-
-func docker(t *testing.T, stdin io.Reader, args ...string) string {
-	t.Helper()
-	cmd := exec.Command("docker", args...)
-	cmd.Stdin = stdin
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("docker %v: %v: %s", args, err, out)
-	}
-	return string(out)
 }

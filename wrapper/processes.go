@@ -3,9 +3,9 @@ package main
 import (
 	"bytes"
 	"os"
+	"slices"
 	"strconv"
 	"syscall"
-	"time"
 	"unsafe"
 )
 
@@ -43,44 +43,12 @@ func killGroup(group int) {
 	}
 }
 
-// killDescendants kills until nobody is left: the group, then whoever left it (all of them are our descendants, since we are
-// their reaper). Without /proc only a PID 1 can reach those.
-func killDescendants(group int, reaped <-chan struct{}) {
-	giveUp := time.After(2 * time.Second)
-	for {
-		if os.Getpid() == 1 {
-			_ = syscall.Kill(-1, syscall.SIGKILL)
-		}
-		killGroup(group)
-		select {
-		case <-reaped:
-			return
-		case <-giveUp:
-			return
-		case <-time.After(2 * time.Millisecond):
-		}
-	}
-}
-
 // descendants lists the living descendants of a process, from /proc; nothing where there is no /proc.
 func descendants(root int) []int {
-	directory, err := os.Open("/proc")
-	if err != nil {
-		return nil
-	}
-	defer directory.Close()
-	names, err := directory.Readdirnames(-1)
-	if err != nil {
-		return nil
-	}
 	children := map[int][]int{}
-	for _, name := range names {
-		pid, err := strconv.Atoi(name)
-		if err != nil {
-			continue
-		}
-		if parent, alive := parentOf(name); alive {
-			children[parent] = append(children[parent], pid)
+	for _, one := range processes() {
+		if one.state != 'Z' {
+			children[one.parent] = append(children[one.parent], one.pid)
 		}
 	}
 	var found []int
@@ -91,18 +59,52 @@ func descendants(root int) []int {
 	return found
 }
 
-// parentOf reads /proc/PID/stat: `pid (name) state ppid ...`, where the name may hold anything.
-func parentOf(pid string) (parent int, alive bool) {
-	stat, err := os.ReadFile("/proc/" + pid + "/stat")
+// anyStopped says whether a process of the group is suspended.
+func anyStopped(group int) bool {
+	return slices.ContainsFunc(processes(), func(one process) bool { return one.group == group && one.state == 'T' })
+}
+
+// process is what /proc/PID/stat says of one.
+type process struct {
+	pid, parent, group int
+	state              byte
+}
+
+// processes lists all that /proc shows.
+func processes() (all []process) {
+	directory, err := os.Open("/proc")
 	if err != nil {
-		return 0, false
+		return nil
 	}
+	defer directory.Close()
+	names, err := directory.Readdirnames(-1)
+	if err != nil {
+		return nil
+	}
+	for _, name := range names {
+		pid, err := strconv.Atoi(name)
+		if err != nil {
+			continue
+		}
+		if stat, err := os.ReadFile("/proc/" + name + "/stat"); err == nil {
+			if one, ok := parseStat(stat); ok {
+				one.pid = pid
+				all = append(all, one)
+			}
+		}
+	}
+	return all
+}
+
+// parseStat reads `pid (name) state ppid pgrp ...`, where the name may hold anything.
+func parseStat(stat []byte) (one process, ok bool) {
 	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-	if len(fields) < 2 || fields[0][0] == 'Z' {
-		return 0, false
+	if len(fields) < 3 {
+		return one, false
 	}
-	parent, err = strconv.Atoi(string(fields[1]))
-	return parent, err == nil
+	parent, parentErr := strconv.Atoi(string(fields[1]))
+	group, groupErr := strconv.Atoi(string(fields[2]))
+	return process{parent: parent, group: group, state: fields[0][0]}, parentErr == nil && groupErr == nil
 }
 
 // utimensat sets the times of name in the directory fd, or, with name "", of fd itself.
@@ -121,11 +123,4 @@ func utimensat(fd int, name string, times *[2]syscall.Timespec, flags int) error
 		return number
 	}
 	return nil
-}
-
-// isTerminal asks for terminal settings, which only terminals have.
-func isTerminal(file *os.File) bool {
-	var settings syscall.Termios
-	_, _, number := syscall.Syscall(syscall.SYS_IOCTL, file.Fd(), syscall.TCGETS, uintptr(unsafe.Pointer(&settings)))
-	return number == 0
 }

@@ -13,7 +13,7 @@ type reporting struct {
 }
 
 // overflowPatience is how long object storage may be away before a large result document is given up.
-const overflowPatience = 2 * time.Minute
+const overflowPatience = 4 * time.Minute
 
 // Report writes the result document; one that is too large for the file goes to object storage, and only when that fails
 // are its outputs dropped, which is told as a failure.
@@ -23,13 +23,7 @@ func (r *reporting) Report(job *Job, result *Result) error {
 		return err
 	}
 	if whole != nil {
-		client, err := newClient(job.CAFile)
-		if err == nil {
-			ctx, cancel := context.WithTimeout(context.Background(), overflowPatience)
-			err = client.put(ctx, job.Overflow.PutURL, "application/json", whole)
-			cancel()
-		}
-		if err != nil {
+		if err := storeResult(job, whole); err != nil {
 			outputs := result.Outputs
 			result.Outputs = map[string]string{}
 			result.fail(outcomeWrapperFailed, phaseResult, fmt.Sprintf("the result document has %d bytes, more than the %d that the runtime takes, and could not be stored elsewhere (%v). Its %d outputs are lost; run the job again once object storage answers", len(whole), job.MessageLimit, err, len(outputs)))
@@ -38,5 +32,22 @@ func (r *reporting) Report(job *Job, result *Result) error {
 	} else if len(file) > job.MessageLimit {
 		file = result.shrink(job.MessageLimit)
 	}
-	return r.place.write(file)
+	err = r.place.write(file)
+	if err != nil && job.Overflow != nil && whole == nil {
+		if storeErr := storeResult(job, file); storeErr == nil {
+			return fmt.Errorf("%w (it is in object storage instead, as %s)", err, job.Overflow.Key)
+		}
+	}
+	return err
+}
+
+// storeResult puts a whole result document into object storage.
+func storeResult(job *Job, whole []byte) error {
+	client, err := newClient(job.CAFile)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), overflowPatience)
+	defer cancel()
+	return client.put(ctx, job.Overflow.PutURL, "application/json", whole)
 }

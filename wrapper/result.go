@@ -279,6 +279,7 @@ func reserveResult(path string, size int) *resultFile {
 	if path == "" {
 		return place
 	}
+	_ = os.MkdirAll(filepath.Dir(path), 0o755) // what it is good for shows when the file is made
 	name := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
 	file, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_TRUNC|syscall.O_NOFOLLOW, 0o644)
 	if err != nil {

@@ -224,12 +224,13 @@ func (r *running) Run(job *Job, began func()) (childEnd, *outputSet, error) {
 		return childEnd{}, nil, explainStart(path, err)
 	}
 	began()
-	stopBeating := markRunning(job, started.pid)
+	unmarked := markRunning(job, started.pid)
 	end := started.supervise(r.relay, job.timeout(), job.grace())
-	stopBeating(&end)
-	_ = scanner.Close()
-	if warning := output.warning(); warning != "" {
-		end.warnings = append(end.warnings, warning)
+	output.close()
+	for _, warning := range []string{unmarked, output.warning()} {
+		if warning != "" {
+			end.warnings = append(end.warnings, warning)
+		}
 	}
 	outputs := scanner.collected(r.fileOutputs(job, &end))
 	return end, outputs, nil

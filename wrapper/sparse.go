@@ -58,6 +58,9 @@ func isErrno(err error, number syscall.Errno) bool {
 
 // sparse writes one file with holes.
 func (p *packer) sparse(file *os.File, header *tar.Header, segments []segment) error {
+	if err := p.admit(header); err != nil {
+		return err
+	}
 	if err := p.tar.Flush(); err != nil {
 		return err
 	}

@@ -3,9 +3,11 @@ package main
 import (
 	"crypto/md5"
 	"encoding/hex"
+	"encoding/pem"
 	"encoding/xml"
 	"fmt"
 	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -32,6 +34,21 @@ func newStore(t testing.TB) *store {
 	s.Server = httptest.NewServer(s)
 	t.Cleanup(s.Close)
 	return s
+}
+
+// newTLSStore speaks HTTPS with a certificate that nobody trusts by himself.
+func newTLSStore(t testing.TB) *store {
+	s := &store{objects: map[string][]byte{}, parts: map[string]map[int][]byte{}, aborted: map[string]bool{}}
+	s.Server = httptest.NewUnstartedServer(s)
+	s.Config.ErrorLog = log.New(io.Discard, "", 0) // of clients that do not trust it
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	return s
+}
+
+// certificate is that of a TLS store, as a PEM file.
+func (s *store) certificate() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})
 }
 
 const testSecret = "X-Amz-Signature=topsecret"

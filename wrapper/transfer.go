@@ -187,7 +187,7 @@ func (t *transfers) saveOne(ctx context.Context, job *Job, spec SaveSpec) (done 
 		index = newIndexWriter()
 	}
 	to := newUpload(ctx, t.client, spec.Upload)
-	packing, archive, err := packInto(ctx, to, base, selected, index)
+	packing, archive, err := packInto(ctx, to, base, selected, index, job.ArchiveLimits)
 	if packing != nil {
 		warnings = prefixed(fmt.Sprintf("%s %q: ", spec.Kind, spec.Name), packing.warnings)
 	}
@@ -222,12 +222,12 @@ type missingError struct{ sentence string }
 
 func (e *missingError) Error() string { return e.sentence }
 
-func packInto(ctx context.Context, to io.Writer, base string, selected *selection, index *indexWriter) (*packer, *compressor, error) {
+func packInto(ctx context.Context, to io.Writer, base string, selected *selection, index *indexWriter, limits ArchiveLimits) (*packer, *compressor, error) {
 	archive, err := newCompressor(to)
 	if err != nil {
 		return nil, nil, err
 	}
-	packing := newPacker(ctx, archive, selected, index)
+	packing := newPacker(ctx, archive, selected, index, limits)
 	err = packing.pack(base)
 	if closeErr := archive.Close(); err == nil {
 		err = closeErr

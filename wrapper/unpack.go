@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"io"
 	"os"
 	"path"
@@ -58,8 +57,7 @@ type unpacker struct {
 	directories           []madeDirectory // their modes and times are set last
 	known                 map[string]bool // directories that exist
 	symlinks              []string
-	folded                map[uint64]foldedName
-	seed                  maphash.Seed
+	names                 *nameTable
 
 	parent     *os.Root // of the last entry, since entries of one directory follow one another
 	parentName string
@@ -73,16 +71,10 @@ type madeDirectory struct {
 	header *tar.Header
 }
 
-// foldedName is what is known of names that some file systems take for the same.
-type foldedName struct {
-	exact uint64
-	kind  byte
-}
-
 func newUnpacker(ctx context.Context, root *os.Root, limits ArchiveLimits) *unpacker {
 	return &unpacker{
-		ctx: ctx, root: root, limits: limits, known: map[string]bool{".": true}, folded: map[uint64]foldedName{},
-		seed: maphash.MakeSeed(), owners: os.Geteuid() == 0, buffer: make([]byte, 256<<10),
+		ctx: ctx, root: root, limits: limits, known: map[string]bool{".": true}, names: newNameTable(),
+		owners: os.Geteuid() == 0, buffer: make([]byte, 256<<10),
 	}
 }
 
@@ -225,23 +217,10 @@ func (u *unpacker) count(name string, header *tar.Header) error {
 // checkCollision refuses names that differ only in case or Unicode form where that could make one entry act on the other: a
 // link or a file where the other is a directory. Two plain files are refused only by file systems that cannot hold both.
 func (u *unpacker) checkCollision(name string, kind byte) error {
-	if kind == '\x00' || kind == tar.TypeLink || kind == tar.TypeGNUSparse {
-		kind = tar.TypeReg
-	}
-	exact := maphash.String(u.seed, name)
-	key := maphash.String(u.seed, foldName(name))
-	before, seen := u.folded[key]
-	if !seen {
-		u.folded[key] = foldedName{exact, kind}
-		return nil
-	}
-	if before.exact == exact {
-		if kind == tar.TypeDir && before.kind == tar.TypeDir {
-			return nil
-		}
+	switch u.names.add(name, kind) {
+	case nameIsTwice:
 		return refuse("%.200q is in it twice", name)
-	}
-	if kind != before.kind || kind == tar.TypeSymlink {
+	case nameCollides:
 		return refuse("%.200q differs only in case or Unicode form from another entry of another kind", name)
 	}
 	return nil
@@ -446,8 +425,8 @@ func (u *unpacker) hardlink(name string, header *tar.Header) error {
 // finish judges the links by what they lead to in the finished tree, then sets what later entries would have disturbed.
 func (u *unpacker) finish() error {
 	for _, name := range u.symlinks {
-		if _, err := u.root.Stat(name); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return refuse("the link %.200q leads out of the target, round in circles, or through a file", name)
+		if leadsOut(u.root, name) {
+			return refuse("the link %.200q leads out of the target, by way of other links", name)
 		}
 	}
 	for i := len(u.directories) - 1; i >= 0; i-- {

@@ -59,20 +59,29 @@ func modeOfHeader(header tar.Header, mode int64) tar.Header {
 	return header
 }
 
+// packedTar is a tar stream compressed as other programs do.
+func packedTar(t testing.TB, stream []byte) []byte {
+	t.Helper()
+	var packed bytes.Buffer
+	w := gzip.NewWriter(&packed)
+	_, _ = w.Write(stream)
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return packed.Bytes()
+}
+
 // restoreHere unpacks and commits a tar stream below dir/target, as a job's restore does.
 func restoreHere(t testing.TB, dir string, stream []byte, limits ArchiveLimits) error {
 	t.Helper()
 	limits.applyDefaults()
-	var packed bytes.Buffer
-	w := gzip.NewWriter(&packed)
-	_, _ = w.Write(stream)
-	_ = w.Close()
+	packed := bytes.NewReader(packedTar(t, stream))
 	stage, err := openStaging(filepath.Join(dir, "target"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer stage.discard()
-	if _, err := unpackInto(context.Background(), stage, &packed, limits); err != nil {
+	if _, err := unpackInto(context.Background(), stage, packed, limits); err != nil {
 		return err
 	}
 	return stage.commit()
@@ -119,7 +128,8 @@ func TestHostileArchivesAreRefused(t *testing.T) {
 		"through a link, as directory":  {[]tar.Header{dir("a"), link("l", "a"), dir("l/sub")}, ArchiveLimits{}, "something else"},
 		"link chain":                    {[]tar.Header{dir("d"), link("d/up", ".."), link("out", "d/up/../outside")}, ArchiveLimits{}, "leads out"},
 		"link chain, long":              {[]tar.Header{dir("a/b/c"), link("a/b/c/up", "../../.."), link("out", "a/b/c/up/../outside")}, ArchiveLimits{}, "leads out"},
-		"links in circles":              {[]tar.Header{link("a", "b"), link("b", "a")}, ArchiveLimits{}, "circles"},
+		"link chain by a dead end":      {[]tar.Header{link("up", "d/.."), link("out", "up/../outside"), dir("d")}, ArchiveLimits{}, "leads out"},
+		"link chain through itself":     {[]tar.Header{dir("d"), link("d/a", "."), link("d/b", "a/a/a/../.."), link("o", "d/b/../outside")}, ArchiveLimits{}, "leads out"},
 		"link replaced by a directory":  {[]tar.Header{dir("d"), link("l", "d"), dir("l"), file("l/f")}, ArchiveLimits{}, "twice"},
 		"directory replaced by a link":  {[]tar.Header{dir("d"), link("d", "."), file("d/f")}, ArchiveLimits{}, "twice"},
 		"hard link out":                 {[]tar.Header{hard("h", "../precious")}, ArchiveLimits{}, "leads out"},
@@ -169,6 +179,18 @@ func TestHostileArchivesAreRefused(t *testing.T) {
 	}
 }
 
+// chainOfLinks is longer than what os.Root follows (8), and than what the kernel does (40).
+func chainOfLinks(length int) []tar.Header {
+	entries := []tar.Header{file("end")}
+	before := "end"
+	for i := range length {
+		name := fmt.Sprintf("l%02d", i)
+		entries = append(entries, link(name, before))
+		before = name
+	}
+	return entries
+}
+
 // What only looks odd is taken.
 func TestOddButHarmlessArchives(t *testing.T) {
 	for name, entries := range map[string][]tar.Header{
@@ -180,6 +202,9 @@ func TestOddButHarmlessArchives(t *testing.T) {
 		"dangling link":                {link("l", "not/there")},
 		"link to itself by its parent": {dir("d"), link("d/self", "../d")},
 		"link to the top":              {dir("d"), link("d/top", "..")},
+		"links in circles":             {link("a", "b"), link("b", "a"), link("self", "self"), dir("d"), link("d/loop", "../d/loop/x")},
+		"link through a file":          {file("f"), link("l", "f/x")},
+		"a long chain of links":        chainOfLinks(60),
 		"files that differ in case":    {file("Makefile"), file("makefile"), dir("Lib"), dir("lib")},
 		"setgid directory":             {modeOfHeader(dir("d"), 0o2755), file("d/f")},
 		"nothing":                      {},
@@ -198,7 +223,7 @@ func TestOddButHarmlessArchives(t *testing.T) {
 func TestSparseBombIsRefused(t *testing.T) {
 	base := sandbox(t)
 	var out bytes.Buffer
-	p := newPacker(context.Background(), &out, &selection{}, nil)
+	p := newPacker(context.Background(), &out, &selection{}, nil, ArchiveLimits{Bytes: 1 << 60, Entries: 1000, Depth: 100})
 	empty, _ := os.CreateTemp(t.TempDir(), "")
 	header := entryOf(tar.TypeReg, "sparse", "", "")
 	header.Size = 1 << 50
@@ -359,7 +384,7 @@ func FuzzUnpack(f *testing.F) {
 	f.Add([]byte{})
 	sparse := paxRecord("GNU.sparse.major", "1") + paxRecord("GNU.sparse.minor", "0") + paxRecord("GNU.sparse.realsize", "9999") + paxRecord("GNU.sparse.name", "../s")
 	var out bytes.Buffer
-	p := newPacker(context.Background(), &out, &selection{}, nil)
+	p := newPacker(context.Background(), &out, &selection{}, nil, ArchiveLimits{Bytes: 1 << 60, Entries: 1000, Depth: 100})
 	_ = p.extendedHeader(sparse)
 	_ = p.writeBlock(plainHeader('0', "x", &tar.Header{Mode: 0o644}, 512))
 	_, _ = out.Write(sparseMap([]segment{{9999, 0}}))

@@ -1,19 +1,21 @@
-"""Figures of CommandWrapper against what people would use instead, on one machine, one run, medians.
+"""Figures of CommandWrapper against what people would use instead: one machine, one run, medians of alternating rounds.
 
-    python wrapper/bench/bench.py [--scale 1.0] [--work DIR]
+    python wrapper/bench/bench.py [--scale 1.0] [--rounds 3] [--work DIR]
 
 Writes build/bench-wrapper.json and prints the table of wrapper/README.md. All transfers go to and from the same S3 (the
-embedded one) by presigned addresses; the rivals are `tar | zstd -1 -T0` and `tar | gzip`, sent and fetched by curl. Ratios
-are times, ours over theirs: below 1 we are quicker. `--scale 0.1` makes the data a tenth, for a quick look.
+embedded one) by presigned addresses. The rivals are `tar | zstd -1 -T0` and `tar | gzip`, sent by `curl -T` (from a file: a
+presigned PUT must know its length) and fetched by `curl | unpack | tar -x`. Ratios are times, ours over theirs, of rounds that
+follow one another, each beginning with the other one: below 1 we are quicker. The floors are measured in the same run.
+`--scale 0.1` makes the data a tenth, for a quick look.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
 import json
 import os
+import platform
 import shutil
 import statistics
 import subprocess
@@ -25,25 +27,36 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from shared.embedded.s3 import embedded_s3  # noqa: E402 -- the repository is not installed where this runs by hand
+from trees import MIB, digest, make_artifact, make_cache  # noqa: E402 -- the repository is not installed where this runs
+
+from shared.embedded.s3 import embedded_s3  # noqa: E402
 from shared.objects import ObjectsSettings, ObjectStore, open_object_store  # noqa: E402
 
 WRAPPER = ROOT / "wrapper/bin/hubflow-wrapper-linux-amd64"
-MIB = 1 << 20
 PART = 16 * MIB
+PACKERS = {"zstd": ("zstd -q -1 -T0", "zstd -q -d"), "gzip": ("gzip -6", "gzip -d")}
 
 
-def median_ms(command: list[str], times: int) -> float:
-    """Median wall time of a command in milliseconds, started as cheaply as can be."""
-    taken = []
-    for _ in range(times):
-        begin = time.perf_counter()
-        pid = os.posix_spawn(command[0], command, os.environ)
-        os.waitpid(pid, 0)
-        taken.append((time.perf_counter() - begin) * 1000)
-    return statistics.median(taken)
+def spawn_ms(command: list[str]) -> float:
+    """Wall time of a command in milliseconds, started as cheaply as can be, its output thrown away."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    begin = time.perf_counter()
+    pid = os.posix_spawn(command[0], command, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, null, 1)])
+    _, status = os.waitpid(pid, 0)
+    taken = (time.perf_counter() - begin) * 1000
+    os.close(null)
+    if status != 0:
+        raise SystemExit(f"{command} ended with {os.waitstatus_to_exitcode(status)}")
+    return taken
+
+
+def shell(script: str) -> float:
+    """Wall time of a script in seconds."""
+    begin = time.perf_counter()
+    subprocess.run(["bash", "-o", "pipefail", "-c", script], check=True)
+    return time.perf_counter() - begin
 
 
 def status_mib(pid: int, name: str) -> float:
@@ -92,16 +105,6 @@ class Jobs:
             raise SystemExit(f"the wrapper failed: {result}")
         return seconds, result, peak
 
-    def added_ms(self, times: int) -> float:
-        """What a no-op job costs more than the bare command."""
-        ours = [self.run()[0] * 1000 for _ in range(times)]
-        bare = []
-        for _ in range(times):
-            begin = time.perf_counter()
-            subprocess.Popen(["/bin/true"]).wait()
-            bare.append((time.perf_counter() - begin) * 1000)
-        return statistics.median(ours) - statistics.median(bare)
-
     def idle_rss_mib(self) -> float:
         """Resident memory while the child just waits."""
         running = self.work / "running"
@@ -117,12 +120,23 @@ class Jobs:
         return resident
 
 
-def best_of(rounds: int, run: Callable[[], float]) -> float:
-    return statistics.median(run() for _ in range(rounds))
+def small_figures(jobs: Jobs, times: int = 200) -> dict[str, float]:
+    """Start-up and added wall time, each round beside /bin/true."""
+    bare, startup, job = [], [], []
+    for _ in range(times):
+        bare.append(spawn_ms(["/bin/true"]))
+        startup.append(spawn_ms([str(WRAPPER), "version"]))
+        job.append(spawn_ms([str(WRAPPER), "run", str(jobs.write())]))
+    return {
+        "startup_ms": statistics.median(startup),
+        "added_wall_ms": statistics.median(job) - statistics.median(bare),
+        "true_ms": statistics.median(bare),
+        "rss_mib": jobs.idle_rss_mib(),
+    }
 
 
-def pass_through(jobs: Jobs, work: Path, size: int) -> float:
-    """Ratio: a file through the wrapper's pipe, over the same file through `cat | cat`."""
+def pass_through(jobs: Jobs, work: Path, size: int, rounds: int) -> dict[str, float]:
+    """A file through the wrapper's pipe, and the same file through `cat | cat`."""
     data = work / "text"
     line = (
         b"2026-01-01T00:00:00Z INFO a usual line of a build's log, neither short nor long, with nothing special in it\n"
@@ -133,120 +147,119 @@ def pass_through(jobs: Jobs, work: Path, size: int) -> float:
         with (work / "out").open("wb") as out:
             return jobs.run(stdout=out, command=["cat", str(data)])[0]
 
-    def theirs() -> float:
-        begin = time.perf_counter()
-        subprocess.run(f"cat {data} | cat >{work}/out", shell=True, check=True)
-        return time.perf_counter() - begin
-
-    ratio = best_of(5, ours) / best_of(5, theirs)
+    pairs = alternate({"ours": ours, "cat": lambda: shell(f"cat {data} | cat >{work}/out")}, rounds)
     (work / "out").unlink()
     data.unlink()
-    return ratio
+    return {
+        "pass_through_vs_cat": ratio(pairs, "cat"),
+        "pass_through_mb_s": size / statistics.median(pairs["ours"]) / 1e6,
+        "cat_mb_s": size / statistics.median(pairs["cat"]) / 1e6,
+    }
 
 
-def make_artifact(where: Path, size: int) -> None:
-    """Files such as builds make: programs and libraries of this machine, a few large ones."""
-    where.mkdir()
-    sources = sorted(p for p in Path("/usr/lib").rglob("*.so*") if p.is_file() and not p.is_symlink())
-    sources += sorted(p for p in Path("/usr/bin").iterdir() if p.is_file() and not p.is_symlink())
-    written, number = 0, 0
-    while written < size:
-        with (where / f"part-{number:03}").open("wb") as out:
-            while out.tell() < 64 * MIB and written + out.tell() < size:
-                source = sources[(number * 7919 + out.tell()) % len(sources)].read_bytes()
-                out.write(source[: size - written - out.tell()])
-            written += out.tell()
-        number += 1
+def alternate(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """The times of each, round by round; what comes first in one round comes last in the next."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    order = list(runs)
+    for _ in range(rounds):
+        for name in order:
+            os.sync()  # what others left to be written is not ours to wait for
+            times[name].append(runs[name]())
+        order = order[1:] + order[:1]
+    return times
 
 
-def make_cache(where: Path, files: int) -> None:
-    """Small files in many directories, such as package managers leave: texts of Python's library, cut and varied."""
-    where.mkdir()
-    sources = [p.read_bytes() for p in sorted(Path(os.__file__).parent.rglob("*.py"))[:800]]
-    for number in range(files):
-        directory = where / f"pkg-{number // 200:04}/lib/v{number // 20 % 10}"
-        directory.mkdir(parents=True, exist_ok=True)
-        source = sources[number % len(sources)]
-        at = number * 131 % max(1, len(source) - 4000)
-        (directory / f"file{number}.py").write_bytes(source[at : at + 1000 + number * 37 % 7000])
+def ratio(times: dict[str, list[float]], rival: str) -> float:
+    """Median of the rounds' ratios, ours over theirs."""
+    return statistics.median(a / b for a, b in zip(times["ours"], times[rival], strict=False))
 
 
-def shell(script: str) -> float:
-    begin = time.perf_counter()
-    subprocess.run(["bash", "-o", "pipefail", "-c", script], check=True)
-    return time.perf_counter() - begin
+class RoundTrips:
+    """The folder `name` to the store and back, ours and theirs."""
 
+    def __init__(self, jobs: Jobs, store: ObjectStore, loop: asyncio.AbstractEventLoop, work: Path, name: str) -> None:
+        self.jobs, self.store, self.loop, self.work, self.name = jobs, store, loop, work, name
+        self.back = work / "back"
+        self.content = digest(work / name)
+        self.peak = 0.0
+        self.parts: dict[str, list[float]] = {}
+        self.turn = 0
 
-def digest(where: Path) -> str:
-    script = f"cd {where} && find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum"
-    return subprocess.run(script, shell=True, check=True, capture_output=True, text=True).stdout
+    def wait(self, awaitable: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(awaitable, self.loop).result()
 
+    def note(self, part: str, seconds: float) -> float:
+        self.parts.setdefault(part, []).append(seconds)
+        return seconds
 
-async def round_trip(jobs: Jobs, store: ObjectStore, work: Path, name: str, rounds: int) -> dict[str, float]:
-    """Times in seconds for the folder `name`, there and back: ours, `tar | zstd -1 -T0`, `tar | gzip`."""
-    times: dict[str, list[float]] = {"ours": [], "zstd": [], "gzip": []}
-    peak = 0.0
-    back = work / "back"
-    before = await asyncio.to_thread(digest, work / name)
-    for turn in range(rounds):
-        key = f"bench-{name}/{turn}"
-        upload = (await store.create_upload(key, PART, 400, 3600)).document()
-        save = {
-            "kind": "artifact",
-            "name": name,
-            "base": str(work),
-            "paths": [name],
-            "required": True,
-            "upload": upload,
-        }
-        there, _, rss = await asyncio.to_thread(jobs.run, save=[save])
-        restore = {
-            "kind": "artifact",
-            "name": name,
-            "path": str(back),
-            "url": await store.presign_get(key, 3600),
-            "required": True,
-        }
-        again, _, rss_back = await asyncio.to_thread(jobs.run, restore=[restore])
-        peak = max(peak, rss, rss_back)
-        times["ours"].append(there + again)
-        if turn == 0 and await asyncio.to_thread(digest, back / name) != before:
-            raise SystemExit(f"{name} came back changed")
-        shutil.rmtree(back)
-        for rival, pack, unpack in (("zstd", "zstd -q -1 -T0", "zstd -q -d"), ("gzip", "gzip -6", "gzip -d")):
-            if rival == "gzip" and turn > 0:
-                continue  # once is enough to see that it is far behind
-            put, get = await store.presign_put(f"{key}.{rival}", 3600), await store.presign_get(f"{key}.{rival}", 3600)
-            send = f"tar -C {work} -cf - {name} | {pack} >{work}/packed && curl -sf -T {work}/packed '{put}'"
-            fetch = f"mkdir {back} && curl -sf '{get}' | {unpack} | tar -C {back} -xf -"
-            times[rival].append(await asyncio.to_thread(shell, send) + await asyncio.to_thread(shell, fetch))
-            shutil.rmtree(back)
-            (work / "packed").unlink()
-    await store.delete_prefix(f"bench-{name}/")
-    return {rival: statistics.median(taken) for rival, taken in times.items()} | {"peak_mib": peak}
+    def check(self) -> None:
+        if digest(self.back / self.name) != self.content:
+            raise SystemExit(f"{self.name} came back changed")
+        shutil.rmtree(self.back)
 
+    def ours(self) -> float:
+        self.turn += 1
+        key = f"bench-{self.name}/{self.turn}"
+        upload = self.wait(self.store.create_upload(key, PART, 400, 3600)).document()
+        common = {"kind": "artifact", "name": self.name, "required": True}
+        save = {**common, "base": str(self.work), "paths": [self.name], "upload": upload}
+        there, _, peak = self.jobs.run(save=[save])
+        restore = {**common, "path": str(self.back), "url": self.wait(self.store.presign_get(key, 3600))}
+        again, _, peak_back = self.jobs.run(restore=[restore])
+        self.peak = max(self.peak, peak, peak_back)
+        self.check()
+        return self.note("save", there) + self.note("restore", again)
 
-async def s3_floor(store: ObjectStore, size: int) -> tuple[float, float]:
-    """MB/s of the store itself, put and get by curl: nothing can be quicker."""
-    with tempfile.NamedTemporaryFile() as data:
-        data.write(hashlib.sha256(b"x").digest() * (size // 32))
-        data.flush()
-        put, get = await store.presign_put("bench/floor", 600), await store.presign_get("bench/floor", 600)
-        up = await asyncio.to_thread(shell, f"curl -sf -T {data.name} '{put}'")
-        down = await asyncio.to_thread(shell, f"curl -sf '{get}' >/dev/null")
-    return size / up / 1e6, size / down / 1e6
+    def theirs(self, rival: str) -> float:
+        self.turn += 1
+        key = f"bench-{self.name}/{self.turn}"
+        put, get = self.wait(self.store.presign_put(key, 3600)), self.wait(self.store.presign_get(key, 3600))
+        pack, unpack = PACKERS[rival]
+        packed = self.work / "packed"
+        there = shell(f"tar -C {self.work} -cf - {self.name} | {pack} >{packed} && curl -sf -T {packed} '{put}'")
+        again = shell(f"mkdir {self.back} && curl -sf '{get}' | {unpack} | tar -C {self.back} -xf -")
+        self.check()
+        packed.unlink()
+        return self.note(f"{rival}_save", there) + self.note(f"{rival}_restore", again)
+
+    def floors(self) -> dict[str, float]:
+        """Each step of the way alone, in seconds: nothing can be quicker than the slowest of them."""
+        put, get = (
+            self.wait(self.store.presign_put("bench/floor", 3600)),
+            self.wait(self.store.presign_get("bench/floor", 3600)),
+        )
+        tar, packed = self.work / "floor.tar", self.work / "floor.zst"
+        found = {"tar": shell(f"tar -C {self.work} -cf - {self.name} | cat >{tar}")}
+        found["zstd"] = shell(f"zstd -q -1 -T0 {tar} -o {packed}")
+        found["put"] = shell(f"curl -sf -T {packed} '{put}'")
+        found["get"] = shell(f"curl -sf '{get}' | cat >/dev/null")
+        found["unzstd"] = shell(f"zstd -q -d -c {packed} | cat >/dev/null")
+        found["untar"] = shell(f"mkdir {self.back} && tar -C {self.back} -xf {tar}")
+        found["packed_mb"] = packed.stat().st_size / 1e6
+        shutil.rmtree(self.back)
+        tar.unlink()
+        packed.unlink()
+        return {f"{self.name}_floor_{step}": value for step, value in found.items()}
+
+    def figures(self, rounds: int) -> dict[str, float]:
+        times = alternate({"ours": self.ours, "zstd": lambda: self.theirs("zstd")}, rounds)
+        # Once is enough to see that it is far behind, and it takes longer than all the rest.
+        times["gzip"] = [self.theirs("gzip")]
+        found = {f"{self.name}_vs_tar_{rival}": ratio(times, rival) for rival in PACKERS}
+        found |= {f"{self.name}_{part}_s": statistics.median(taken) for part, taken in self.parts.items()}
+        return found | self.floors() | {f"{self.name}_peak_mib": self.peak}
 
 
 async def measure(work: Path, scale: float, rounds: int) -> dict[str, float]:
     jobs = Jobs(work)
-    figures: dict[str, float] = {"scale": scale, "cores": os.cpu_count() or 1, "load": round(os.getloadavg()[0], 1)}
+    figures: dict[str, float] = {"scale": scale, "rounds": rounds, "cores": os.cpu_count() or 1}
+    figures["load"] = os.getloadavg()[0]
     figures["size_bytes"] = WRAPPER.stat().st_size
-    figures["startup_ms"] = startup()
-    figures["added_wall_ms"] = jobs.added_ms(100)
-    figures["rss_mib"] = jobs.idle_rss_mib()
-    figures["pass_through_vs_cat"] = pass_through(jobs, work, int(512 * MIB * scale))
+    figures |= small_figures(jobs)
+    figures |= pass_through(jobs, work, int(512 * MIB * scale), 2 * rounds + 1)
     make_artifact(work / "artifact", int(1024 * MIB * scale))
     make_cache(work / "cache", int(70_000 * scale))
+    loop = asyncio.get_running_loop()
     async with embedded_s3(work / "state", die_with_parent=True) as address:
         settings = ObjectsSettings(
             endpoint=address.endpoint,
@@ -257,44 +270,54 @@ async def measure(work: Path, scale: float, rounds: int) -> dict[str, float]:
         )
         async with open_object_store(settings) as store:
             await store.ensure_bucket()
-            up, down = await s3_floor(store, int(512 * MIB * scale))
-            figures["s3_put_mb_s"], figures["s3_get_mb_s"] = up, down
             for name in ("artifact", "cache"):
-                times = await round_trip(jobs, store, work, name, rounds)
-                figures[f"{name}_seconds"] = times["ours"]
-                figures[f"{name}_vs_tar_zstd"] = times["ours"] / times["zstd"]
-                figures[f"{name}_vs_tar_gzip"] = times["ours"] / times["gzip"]
-                figures[f"{name}_peak_mib"] = times["peak_mib"]
+                trips = await asyncio.to_thread(RoundTrips, jobs, store, loop, work, name)
+                figures |= await asyncio.to_thread(trips.figures, rounds)
+                await store.delete_prefix(f"bench-{name}/")
     return {key: round(value, 3) for key, value in figures.items()}
 
 
-def startup() -> float:
-    """Start-up alone: `version`, with its output thrown away."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    saved = os.dup(1)
-    try:
-        os.dup2(null, 1)
-        return median_ms([str(WRAPPER), "version"], 100)
-    finally:
-        os.dup2(saved, 1)
-        os.close(saved)
-        os.close(null)
+def table(figures: dict[str, float]) -> str:
+    """What is read first, then where the time goes: one line a tree and direction, with the floors of the same run."""
+    lines = ["| figure | value |", "|---|---|"]
+    first = ("size_bytes", "startup_ms", "added_wall_ms", "true_ms", "rss_mib", "pass_through_vs_cat")
+    lines += [f"| `{key}` | {figures[key]:.10g} |" for key in first]
+    for name in ("artifact", "cache"):
+        lines += [f"| `{name}_vs_tar_{rival}` | {figures[f'{name}_vs_tar_{rival}']:.10g} |" for rival in PACKERS]
+    lines += [
+        "",
+        "| seconds | ours | `tar \\| zstd -1 -T0` | `tar \\| gzip` | floors: each step alone |",
+        "|---|---|---|---|---|",
+    ]
+    for name in ("artifact", "cache"):
+        for way, steps in (("save", ("tar", "zstd", "put")), ("restore", ("get", "unzstd", "untar"))):
+            taken = [f"{figures[f'{name}_{kind}{way}_s']:.2f}" for kind in ("", "zstd_", "gzip_")]
+            floors = ", ".join(f"{step} {figures[f'{name}_floor_{step}']:.2f}" for step in steps)
+            lines.append(f"| {name}, {way} | {' | '.join(taken)} | {floors} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--work", type=Path, default=None, help="scratch directory; needs about 5 GB for scale 1")
+    parser.add_argument("--work", type=Path, default=None, help="scratch directory; needs about 6 GB for scale 1")
     options = parser.parse_args()
+    begin = time.monotonic()
     with tempfile.TemporaryDirectory(dir=options.work, prefix="hubflow-bench-") as work:
         figures = asyncio.run(measure(Path(work), options.scale, options.rounds))
+    figures["took_s"] = round(time.monotonic() - begin)
     target = ROOT / "build/bench-wrapper.json"
     target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(figures, indent=2) + "\n")
-    print("| figure | value |\n|---|---|")
-    for key, value in figures.items():
-        print(f"| `{key}` | {value:g} |")
+    machine = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": f"{platform.machine()}, {platform.release()}",
+    }
+    target.write_text(json.dumps(figures | machine, indent=2) + "\n")
+    print(table(figures))
+    print(
+        f"\n{figures['cores']} cores, load {figures['load']} at the start; took {figures['took_s']} s; all figures in {target.relative_to(ROOT)}"
+    )
 
 
 if __name__ == "__main__":
