@@ -42,6 +42,14 @@ _AWAY = (
 )
 _LOST_A_RACE = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)
 
+_SESSION = {
+    # A plan is made once. Arrays make PostgreSQL plan anew for each length, which takes longer than the statement.
+    "plan_cache_mode": "force_generic_plan",
+    # And it may be made while the tables are nearly empty, of which it must not keep the habit: rows are found by an index.
+    "enable_seqscan": "off",
+    "jit": "off",
+}
+
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]
     """A connection that needs no clean-up between uses: nothing here leaves session state behind (locks and settings are
@@ -164,10 +172,11 @@ async def open_database(dsn: str, *, max_connections: int = 10) -> AsyncIterator
             init=_prepare_connection,
             connection_class=_Connection,
             command_timeout=60,
+            server_settings=_SESSION,
         )
         relaxed = await asyncpg.create_pool(
             dsn, min_size=0, max_size=2, init=_prepare_connection, connection_class=_Connection, command_timeout=60,
-            server_settings={"synchronous_commit": "off"},
+            server_settings={**_SESSION, "synchronous_commit": "off"},
         )  # fmt: skip
     try:
         yield Database(pool, relaxed)
