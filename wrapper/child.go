@@ -85,7 +85,6 @@ func (c *child) startAndReap(path string, args []string, attributes *syscall.Pro
 		runtime.UnlockOSThread()
 		return
 	}
-	defer close(c.reaped)
 	options := 0
 	if c.tty != nil {
 		options = syscall.WUNTRACED
@@ -97,14 +96,30 @@ func (c *child) startAndReap(path string, args []string, attributes *syscall.Pro
 			continue
 		}
 		if err != nil { // ECHILD: nobody is left
+			close(c.reaped)
 			return
 		}
 		switch {
 		case dead != pid:
 		case status.Stopped():
 			c.tty.suspended(pid)
+		case nobodyLeft():
+			close(c.reaped) // before the end is told, so that nobody goes looking for what the child has left
+			c.exited <- status
+			return
 		default:
 			c.exited <- status
+		}
+	}
+}
+
+// nobodyLeft reaps what has ended and says whether that was all: a process without children has no descendants, since orphans
+// come to us.
+func nobodyLeft() bool {
+	for {
+		dead, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil)
+		if err != syscall.EINTR && dead <= 0 {
+			return err == syscall.ECHILD
 		}
 	}
 }
