@@ -125,7 +125,7 @@ def _handler(endpoint: Endpoint, context: HasDatabase) -> Callable[[web.Request]
             identity.require_operator()
             return await endpoint.handle(Call(request, identity, ""), context)
         identity.require(endpoint.scope)
-        tenant = await tenant_of(request, identity, context.database)
+        tenant = tenant_of(request, identity)
         return await endpoint.handle(Call(request, identity, tenant), context)
 
     handler.__dict__["endpoint"] = endpoint

@@ -11,6 +11,7 @@ from aiohttp import web
 from shared.db.database import Database
 from shared.errors import UserError
 
+TENANT_HEADER = "Hubflow-Tenant"
 SCOPES = ("read", "run", "write", "approve", "admin")
 """read: look; run: start, cancel and retry runs; write: workflows and secrets; approve: decide; admin: all of a tenant.
 An operator's token (no tenant) with admin may do everything everywhere."""
@@ -24,6 +25,8 @@ class Identity:
     tenant: str | None
     """None: an operator, of every tenant."""
     scopes: frozenset[str]
+    named_tenant: str = ""
+    """An operator's: the tenant that the request names, if there is such a one."""
 
     @property
     def actor(self) -> str:
@@ -51,9 +54,10 @@ async def authenticate(request: web.Request, database: Database) -> Identity:
     """The identity behind the Authorization header (Bearer, or Basic with the token as password). Raises UserError 401."""
     token = _token(request.headers.get("Authorization", ""))
     row = token and await database.fetchrow(
-        "SELECT name, tenant, scopes FROM tokens WHERE hash = $1 AND revoked_at IS NULL "
-        "AND (expires_at IS NULL OR expires_at > now())",
+        "SELECT name, tenant, scopes, (SELECT name FROM tenants WHERE name = $2) AS named FROM tokens "
+        "WHERE hash = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())",
         token_hash(token),
+        request.headers.get(TENANT_HEADER, ""),
     )
     if not row:
         raise UserError(
@@ -61,12 +65,12 @@ async def authenticate(request: web.Request, database: Database) -> Identity:
             code="unauthenticated", status=401,
             hint="send `Authorization: Bearer hf_...`; for the CLI set HUBFLOW_TOKEN",
         )  # fmt: skip
-    return Identity(row["name"], row["tenant"], frozenset(row["scopes"]))
+    return Identity(row["name"], row["tenant"], frozenset(row["scopes"]), row["named"] or "")
 
 
-async def tenant_of(request: web.Request, identity: Identity, database: Database) -> str:
+def tenant_of(request: web.Request, identity: Identity) -> str:
     """The tenant a request is about: the token's own; operators name one in the header `Hubflow-Tenant`."""
-    named = request.headers.get("Hubflow-Tenant")
+    named = request.headers.get(TENANT_HEADER)
     if identity.tenant is not None:
         if named not in {None, identity.tenant}:
             raise UserError(f"this token is for the tenant {identity.tenant!r} only", code="forbidden", status=403)
@@ -76,7 +80,7 @@ async def tenant_of(request: web.Request, identity: Identity, database: Database
             "an operator's token must say which tenant is meant",
             code="tenant-missing", hint="send the header Hubflow-Tenant, or give the CLI --tenant NAME",
         )  # fmt: skip
-    if not await database.fetchval("SELECT 1 FROM tenants WHERE name = $1", named):
+    if named != identity.named_tenant:
         raise UserError(f"there is no tenant {named!r}", code="tenant-not-found", status=404)
     return named
 

@@ -143,6 +143,11 @@ def _refuse_unfit(raw: bytes) -> None:
         raise UserError("the body holds a NUL character or half of a surrogate pair", code="invalid-body")
 
 
+def is_repeatable(request: web.Request) -> bool:
+    """Has the request a key by which a repetition of it is known?"""
+    return "Idempotency-Key" in request.headers
+
+
 async def once(
     request: web.Request, database: Database, tenant: str,
     create: Callable[[Transaction], Awaitable[tuple[int, Any]]],

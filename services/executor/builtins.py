@@ -31,7 +31,7 @@ async def start_other_workflow(tx: Transaction, claimed: Claim, environment: Map
     if await tx.connection.fetchval("SELECT true FROM runs WHERE id = $1", run):
         return {}
     try:
-        row = await latest_version(tx, claimed.tenant, name)
+        row = await latest_version(tx.connection, claimed.tenant, name)
         inputs = resolve_inputs(Workflow.from_json(row["document"]), {})
     except UserError as error:
         raise PermanentError(f"{error}. {error.hint}", reason=Reason.BAD_INPUT) from error

@@ -23,7 +23,7 @@ from shared.db.database import Database, Transaction
 from shared.errors import UserError
 from shared.ingress import HOOK, START_RUN, StartRun
 from shared.log import get_logger
-from shared.runs import NewRun, create_run
+from shared.runs import NewRun, create_run, create_run_at_once
 from shared.states import RunState
 from shared.vault import Vault
 from shared.workflow.model import Workflow
@@ -50,8 +50,8 @@ async def on_start_requested(call: Call, context: Context) -> web.Response:
     body = await http.read_body(call.request, StartRun)
     name = call.path("workflow")
 
-    async def create(tx: Transaction) -> tuple[int, Any]:
-        version, model = await context.workflows.newest(tx, call.tenant, name)
+    async def new_run(connection: Any) -> tuple[NewRun, int]:
+        version, model, number = await context.workflows.newest(connection, call.tenant, name)
         if not model.on.api:
             raise UserError(
                 f"the workflow {name!r} is not started by API", code="trigger-off", status=409,
@@ -60,10 +60,15 @@ async def on_start_requested(call: Call, context: Context) -> web.Response:
         trigger: dict[str, Any] = {"type": "api", "by": call.identity.actor}
         if git := core.git_of_request(body.ref, body.commit, body.clone_url):
             trigger["git"] = git
-        run = await _create(tx, call.tenant, name, version, core.start(model, version, trigger, body.inputs))
-        return 201, run
+        return _new(call.tenant, name, version, core.start(model, version, trigger, body.inputs)), number
 
-    return await http.once(call.request, context.database, call.tenant, create)
+    async def create(tx: Transaction) -> tuple[int, Any]:
+        return 201, _view(*await create_run(tx, *await new_run(tx.connection)), name, RunState.PENDING)
+
+    if http.is_repeatable(call.request):
+        return await http.once(call.request, context.database, call.tenant, create)
+    made = await create_run_at_once(context.database, *await new_run(context.database))
+    return http.reply(_view(*made, name, RunState.PENDING), 201)
 
 
 async def on_hook_received(call: Call, context: Context) -> web.Response:
@@ -84,7 +89,7 @@ async def on_hook_received(call: Call, context: Context) -> web.Response:
     if incoming.kind == "ping":
         return http.reply({"outcome": "pong"})
     async with context.database.transaction() as tx:
-        model = await context.workflows.version(tx, hook.tenant, hook.workflow, version)
+        model = await context.workflows.version(tx.connection, hook.tenant, hook.workflow, version)
         status, answer = await _take(tx, hook, incoming, model, version, context)
     _log.info("hook received", tenant=hook.tenant, workflow=hook.workflow, source=hook.source,
               delivery=incoming.delivery, outcome=answer["outcome"])  # fmt: skip
@@ -111,9 +116,12 @@ async def _take(
 
 
 async def _create(tx: Transaction, tenant: str, workflow: str, version: int, start: core.Start) -> dict[str, Any]:
-    new = NewRun(tenant, workflow, version, start.trigger, start.inputs, start.concurrency_group)
-    run, number = await create_run(tx, new)
+    run, number = await create_run(tx, _new(tenant, workflow, version, start))
     return _view(run, number, workflow, RunState.PENDING)
+
+
+def _new(tenant: str, workflow: str, version: int, start: core.Start) -> NewRun:
+    return NewRun(tenant, workflow, version, start.trigger, start.inputs, start.concurrency_group)
 
 
 def _view(run: Any, number: int, workflow: str, state: str) -> dict[str, Any]:

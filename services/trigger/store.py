@@ -9,8 +9,8 @@ from typing import Any
 
 from services.trigger.core import Incoming
 from shared.db.database import Database, Transaction
-from shared.errors import UserError
-from shared.runs import latest_version
+from shared.errors import TemporaryError, UserError
+from shared.runs import NUMBER, latest_version
 from shared.workflow.model import Workflow
 
 MODELS_KEPT = 256
@@ -22,21 +22,23 @@ class Workflows:
     def __init__(self) -> None:
         self._models: OrderedDict[tuple[str, str, int], Workflow] = OrderedDict()
 
-    async def newest(self, tx: Transaction, tenant: str, name: str) -> tuple[int, Workflow]:
-        """Its number and model. Raises UserError 404."""
-        version = await tx.connection.fetchval(
-            "SELECT version FROM workflows WHERE tenant = $1 AND name = $2 AND deleted_at IS NULL", tenant, name
-        )
-        if version is None:
-            row = await latest_version(tx, tenant, name)
-            version = row["version"]
-        return version, await self.version(tx, tenant, name, version)
+    async def newest(self, connection: Any, tenant: str, name: str) -> tuple[int, Workflow, int]:
+        """Its number and model, and a number for a new run of it. Raises UserError 404."""
+        row = await connection.fetchrow(
+            f"SELECT version, {NUMBER} AS number FROM workflows "  # noqa: S608 - a constant
+            "WHERE tenant = $1 AND name = $2 AND deleted_at IS NULL",
+            tenant, name,
+        )  # fmt: skip
+        if row is None:
+            await latest_version(connection, tenant, name)  # says which name is near
+            raise TemporaryError(f"the workflow {name!r} was made this moment", delay=0.0)
+        return row["version"], await self.version(connection, tenant, name, row["version"]), row["number"]
 
-    async def version(self, tx: Transaction, tenant: str, name: str, version: int) -> Workflow:
+    async def version(self, connection: Any, tenant: str, name: str, version: int) -> Workflow:
         """The model of a version that exists."""
         key = (tenant, name, version)
         if key not in self._models:
-            document = await tx.connection.fetchval(
+            document = await connection.fetchval(
                 "SELECT document FROM workflow_versions WHERE tenant = $1 AND workflow = $2 AND version = $3", *key
             )
             self._models[key] = Workflow.from_json(document)

@@ -70,21 +70,24 @@ async def _wait(call: Call, context: Context, run: RunRef, query: RunQuery) -> A
     """The run's tree when it has come to `query.until`, or the time is over."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + query.wait
-    now = await store.brief(context.database, call.tenant, run, call.path("run"))
-    since = now["seq"] if query.since is None else query.since
-    run = RunRef.of(now["id"])
-    async with context.changes.watching(now["id"], *_WAKING[query.until]) as watch:
-        # Looked at inside the watch, so that nothing can be missed between the look and the waiting.
-        look = store.tree
+    id, since = run.id, query.since
+    if id is None:
+        id = (await store.brief(context.database, call.tenant, run, call.path("run")))["id"]
+    run = RunRef.of(id)
+    async with context.changes.watching(id, *_WAKING[query.until]) as watch:
+        # Looked at inside the watch, so that nothing can be missed between the look and the waiting. Most looks without a
+        # cause find nothing new: those are cheap ones.
+        look = store.glance
         while True:
             now = await look(context.database, call.tenant, run)
+            if now is not None and since is None:
+                since = now["seq"]
             left = deadline - loop.time()
-            done = now is None or core.is_reached(query.until, now["state"], now["seq"], since)
+            done = now is None or core.is_reached(query.until, now["state"], now["seq"], since or 0)
             if done or left <= 0 or context.changes.closed or _gone(call.request):
                 break
-            # Most looks without a cause find nothing new: those are cheap ones.
             look = store.tree if await watch.wait(min(left, FALLBACK_SECONDS)) else store.glance
-    return now if look is store.tree else await store.tree(context.database, call.tenant, run)
+    return now if now is None or look is store.tree else await store.tree(context.database, call.tenant, run)
 
 
 def _gone(request: web.Request) -> bool:

@@ -54,6 +54,11 @@ class RunRef:
     clause: str
     value: Any
 
+    @property
+    def id(self) -> uuid.UUID | None:
+        """Its id, if it is named by that."""
+        return self.value if isinstance(self.value, uuid.UUID) else None
+
     @classmethod
     def parse(cls, text: str) -> RunRef:
         """Raises UserError 404 for what can name no run."""
