@@ -17,7 +17,7 @@ func stressSize() (gigabytes float64, files int) {
 	if size, err := strconv.ParseFloat(os.Getenv("HUBFLOW_TEST_STRESS"), 64); err == nil {
 		return size, int(size * 10_000)
 	}
-	return 0.15, 1_000
+	return 0.1, 1_000
 }
 
 const peakLimitMiB = 64

@@ -139,3 +139,87 @@ func TestThubFailures(t *testing.T) {
 		t.Errorf("left behind: %v", left)
 	}
 }
+
+// The calls of TencentHub's components, as their sources have them.
+func TestThubAsComponentsCallIt(t *testing.T) {
+	h := newHub(t)
+	dir := t.TempDir()
+	for _, name := range []string{"app.tar.bz", "node_modules.tar", "vendor.tar.bz", "dist.tar"} {
+		os.WriteFile(filepath.Join(dir, name), []byte(name), 0o644)
+	}
+	for name, c := range map[string]struct{ args, want string }{
+		"maven":                     {"push --username=100 --password=p --repo=ns/repo --localpath=" + dir + "/app.tar.bz --path=build/app.tar.bz --tag=1.0.0", "ns/repo/build/app.tar.bz?tag=1.0.0"},
+		"gradle, no folder":         {"push --username=100 --password=p --repo=ns/repo --localpath=" + dir + "/app.tar.bz --path=app.tar.bz --tag=latest", "ns/repo/app.tar.bz?tag=latest"},
+		"npm":                       {"push --username=100 --password=p --repo=ns/repo --localpath=" + dir + "/node_modules.tar --path=a/b/node_modules.tar --tag=latest", "ns/repo/a/b/node_modules.tar?tag=latest"},
+		"composer, host in front":   {"push --username=100 --password=p --repo=hub.tencentyun.com/ns/repo --localpath=" + dir + "/vendor.tar.bz --path=vendor.tar.bz --tag=v2", "ns/repo/vendor.tar.bz?tag=v2"},
+		"a host with a port":        {"push --username=100 --password=p --repo=localhost:5000/ns/repo --localpath=" + dir + "/dist.tar --path=dist.tar --tag=1", "ns/repo/dist.tar?tag=1"},
+		"a path with a slash first": {"push --username=100 --password=p --repo=ns/repo --localpath=" + dir + "/dist.tar --path=/dist.tar --tag=2", "ns/repo/dist.tar?tag=2"},
+		"a path that climbs":        {"push --username=100 --password=p --repo=ns/repo --localpath=" + dir + "/dist.tar --path=../../x/../dist.tar --tag=3", "ns/repo/dist.tar?tag=3"},
+		"a tag to be escaped":       {"push --token=t --repo=ns/repo --localpath=" + dir + "/dist.tar --path=d%.tar --tag=a&b=c+d", "ns/repo/d%25.tar?tag=a%26b%3Dc%2Bd"},
+		"one dash":                  {"push -token=t -repo=ns/repo -localpath=" + dir + "/dist.tar -path=one.tar -tag=4", "ns/repo/one.tar?tag=4"},
+		"without a path":            {"push --token=t --repo=ns/repo --localpath=" + dir + "/dist.tar --tag=5", "ns/repo/dist.tar?tag=5"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			status, stdout, stderr := runThub(strings.Fields(c.args)...)
+			if status != 0 || !strings.HasSuffix(stdout, " ok\n") || stderr != "" {
+				t.Fatalf("%d %q %q", status, stdout, stderr)
+			}
+			if _, known := h.files["/api/v1/files/"+c.want]; !known {
+				t.Errorf("not at %s: %v", c.want, h.files)
+			}
+		})
+	}
+}
+
+func TestThubLogLevels(t *testing.T) {
+	newHub(t)
+	local := filepath.Join(t.TempDir(), "f")
+	os.WriteFile(local, []byte("x"), 0o644)
+	for level, speaks := range map[string]bool{"1": false, "2": false, "3": true, "4": true, "5": true, "": true} {
+		args := []string{"push", "--token=t", "--repo=ns/repo", "--localpath=" + local, "--path=f"}
+		if level != "" {
+			args = append(args, "--loglevel="+level)
+		}
+		if status, stdout, _ := runThub(args...); status != 0 || (stdout != "") != speaks {
+			t.Errorf("%q: %d %q", level, status, stdout)
+		}
+	}
+	if status, _, stderr := runThub("push", "--token=t", "--repo=ns/repo", "--localpath="+local, "--loglevel=loud"); status != exitUsage || !strings.Contains(stderr, "loglevel") {
+		t.Errorf("%d %q", status, stderr)
+	}
+}
+
+func TestThubPullPlaces(t *testing.T) {
+	h := newHub(t)
+	h.files["/api/v1/files/ns/repo/d/f?tag=latest"] = []byte("fresh")
+	pull := func(local string) int {
+		status, _, _ := runThub("pull", "--token=t", "--repo=ns/repo", "--path=d/f", "--localpath="+local)
+		return status
+	}
+	dir := t.TempDir()
+	if status := pull(dir); status != 0 { // into a directory, by its own name
+		t.Error(status)
+	}
+	os.WriteFile(filepath.Join(dir, "old"), []byte("old content, longer"), 0o600)
+	if status := pull(filepath.Join(dir, "old")); status != 0 { // over an old file
+		t.Error(status)
+	}
+	for _, name := range []string{"f", "old"} {
+		if text, _ := os.ReadFile(filepath.Join(dir, name)); string(text) != "fresh" {
+			t.Errorf("%s: %q", name, text)
+		}
+	}
+	if status := pull(filepath.Join(dir, "no/such/dir/f")); status != 1 {
+		t.Error(status)
+	}
+	h.status = []int{500, 503, 200}
+	h.files["/api/v1/files/ns/repo/d/f?tag=latest"] = nil
+	os.WriteFile(filepath.Join(dir, "kept"), []byte("kept"), 0o644)
+	runThub("pull", "--token=t", "--repo=ns/other", "--path=none", "--localpath="+filepath.Join(dir, "kept"))
+	if text, _ := os.ReadFile(filepath.Join(dir, "kept")); string(text) != "kept" && len(text) != 0 {
+		t.Errorf("a pull that failed left %q", text)
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, ".thub*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
