@@ -24,6 +24,7 @@ from aio_pika.abc import (
     AbstractRobustChannel,
     AbstractRobustConnection,
 )
+from yarl import URL
 
 from shared.bus.handling import handle
 from shared.bus.protocol import RETRY_DELAYS, Consumer, DeadMessage, Message
@@ -41,10 +42,14 @@ DELIVERY_LIMIT = 20
 LOOKS_LIMIT = 1_000_000_000
 """How often parked messages may be looked at: each look is a delivery. RabbitMQ 4 has a default of 20, and 3.x takes -1 for
 less than none, so unlimited is a number that nobody reaches."""
+HEARTBEAT = 10
+"""Seconds between signs of life, unless the URL says otherwise. A broker that has gone without a word is noticed after three
+of them; with the library's own 60 that would be three minutes in which a process hears nothing."""
 LISTENER_BACKLOG = 100_000
 """Messages kept for a listener that does not read; older ones are dropped."""
 
-_BROKER_ERRORS = (aio_pika.exceptions.AMQPError, aiormq.exceptions.AMQPError, OSError, TimeoutError, RuntimeError)
+_BROKER_ERRORS = (*aio_pika.exceptions.CONNECTION_EXCEPTIONS, aiormq.exceptions.AMQPError, TimeoutError)
+"""What aio-pika raises while a broker is away or going; StopAsyncIteration is among them, when it dies in the handshake."""
 _log = get_logger("bus")
 
 
@@ -228,9 +233,15 @@ class AmqpBus:
 async def open_amqp_bus(url: str) -> AmqpBus:
     """Connect and declare. Raises TemporaryError when the broker does not answer (the URL's password is not shown)."""
     try:
-        connection = await aio_pika.connect_robust(url, reconnect_interval=0.5, timeout=10)
+        connection = await aio_pika.connect_robust(_with_heartbeat(url), reconnect_interval=0.5, timeout=10)
         bus = AmqpBus(connection)
-        await bus.open()
+        try:
+            await bus.open()
+        except BaseException:
+            # aio-pika's task that reconnects survives being cancelled, unless its connection was closed: it would keep the
+            # process from ending, and so from being started again.
+            await bus.close()
+            raise
     except _BROKER_ERRORS as error:
         raise TemporaryError(
             f"RabbitMQ does not answer ({_text(error)}); check HUBFLOW_AMQP_URL and the broker"
@@ -257,6 +268,11 @@ def _queue_name(consumer: str) -> str:
 def _note_lost_nudge(done: asyncio.Future[None]) -> None:
     if not done.cancelled() and (error := done.exception()):
         _log.debug("nudge lost", error=str(error))
+
+
+def _with_heartbeat(url: str) -> URL:
+    parsed = URL(url)
+    return parsed if "heartbeat" in parsed.query else parsed.update_query(heartbeat=HEARTBEAT)
 
 
 def _delay_exchange(seconds: float) -> str:
