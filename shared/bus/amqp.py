@@ -26,10 +26,12 @@ from aio_pika.abc import (
 )
 from yarl import URL
 
+from shared import crash
 from shared.bus.handling import handle
 from shared.bus.protocol import RETRY_DELAYS, Consumer, DeadMessage, Message
 from shared.bus.publisher import Acknowledger, Publisher
 from shared.bus.topology import TOPICS
+from shared.crash import Point
 from shared.errors import TemporaryError
 from shared.events import CONTENT_TYPE
 from shared.log import get_logger
@@ -114,6 +116,7 @@ class AmqpBus:
             elif verdict.retry_after is not None:
                 delay = _delay_exchange(min(RETRY_DELAYS, key=lambda each: abs(each - (verdict.retry_after or 0.0))))
                 await self._publish(delay, queue, message.id, message.body, {**kept, "hubflow-tries": tries + 1})
+            crash.reached(Point.BEFORE_ACK)
             self._acknowledger.acknowledge(incoming.channel, incoming.delivery_tag or 0)
         except (TemporaryError, *_BROKER_ERRORS) as error:
             # Not acknowledged: the broker delivers it again, and the inbox knows whether it was handled.

@@ -23,6 +23,8 @@ from aiormq.channel import Channel
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
+from shared import crash
+from shared.crash import Point
 from shared.errors import TemporaryError
 
 CONFIRM_TIMEOUT = 30.0
@@ -155,6 +157,7 @@ class Acknowledger:
                 frames = [spec.Basic.Ack(delivery_tag=tag) for other, tag in waiting if other is channel]
                 if not channel.is_closed:
                     await channel.write_queue.put(ChannelFrame.marshall(channel.number, frames))
+                    crash.reached(Point.AFTER_ACK)
         self._flushing = None
 
 

@@ -21,7 +21,9 @@ from typing import Any
 
 import asyncpg
 
+from shared import crash
 from shared.bus.protocol import Message
+from shared.crash import Point
 from shared.db import outbox
 from shared.errors import TemporaryError
 from shared.events import Event
@@ -104,6 +106,8 @@ class Database:
                 transaction = Transaction(connection, cause)
                 yield transaction
                 recorded = await outbox.record(connection, transaction.told) if transaction.told else []
+                crash.reached(Point.BEFORE_COMMIT)
+        crash.reached(Point.AFTER_COMMIT)
         self._send(recorded)
 
     async def change(
@@ -117,7 +121,9 @@ class Database:
         after `arguments`), so that one round trip is the whole transaction. `seqs`: event -> seq of those that were recorded,
         from the rows it returns."""
         given = outbox.columns(told)
+        crash.reached(Point.BEFORE_COMMIT)
         rows = await self.fetch(statement, *arguments, *given)
+        crash.reached(Point.AFTER_COMMIT)
         self._send(outbox.messages(told, given, seqs(rows)))
         return rows
 
