@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -44,15 +44,16 @@ class System:
 
     # ------------------------------------------------------------ processes
 
-    def start(self, name: str, **settings: str) -> None:
-        """One more process of a service ("front": trigger and console), with settings of its own, as in `open_system`."""
+    def start(self, name: str, tree: Path | None = None, **settings: str) -> None:
+        """One more process of a service ("front": trigger and console), with settings of its own, as in `open_system`.
+        `tree`: the code of another version."""
         services = FRONT if name == "front" else (name,)
         port = self._port if name == "front" else free_ports(1)[0]
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "cli.main", "serve", *services],
                 env={**self.environment, "HUBFLOW_HTTP_PORT": str(port), **_variables(settings)},
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=tree,
             )  # fmt: skip
         process.hubflow_port = port  # type: ignore[attr-defined]
         self._processes.setdefault(name, []).append(process)
@@ -73,6 +74,17 @@ class System:
     def restart(self, name: str) -> None:
         self.kill(name)
         self.start(name)
+
+    def processes(self, name: str) -> list[subprocess.Popen[bytes]]:
+        """Those that run now."""
+        return list(self._processes[name])
+
+    async def end(self, name: str, processes: Sequence[subprocess.Popen[bytes]]) -> None:
+        """TERM for some processes of a service; they end in order."""
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(process.wait, 30) == 0, self.log(name)[-4000:]
+            self._processes[name].remove(process)
 
     def exit_code(self, name: str) -> int | None:
         """Of a service that has one process; None while it lives."""
