@@ -115,7 +115,9 @@ class AmqpBus:
                 await self._publish(DEAD, queue, message.id, message.body, kept)
             elif verdict.retry_after is not None:
                 delay = _delay_exchange(min(RETRY_DELAYS, key=lambda each: abs(each - (verdict.retry_after or 0.0))))
-                await self._publish(delay, queue, message.id, message.body, {**kept, "hubflow-tries": tries + 1})
+                await self._publish(
+                    delay, queue, message.id, message.body, {**kept, "hubflow-tries": verdict.tries + 1}
+                )
             crash.reached(Point.BEFORE_ACK)
             self._acknowledger.acknowledge(incoming.channel, incoming.delivery_tag or 0)
         except (TemporaryError, *_BROKER_ERRORS) as error:

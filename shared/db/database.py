@@ -25,7 +25,7 @@ from shared import crash
 from shared.bus.protocol import Message
 from shared.crash import Point
 from shared.db import outbox
-from shared.errors import TemporaryError
+from shared.errors import TemporaryError, UnavailableError
 from shared.events import Event
 from shared.text import fit_json
 
@@ -209,6 +209,6 @@ def translated_errors() -> Iterator[None]:
         raise TemporaryError(f"the database chose another transaction first: {error}", delay=0.05) from error
     except _AWAY as error:
         text = str(error) or type(error).__name__
-        raise TemporaryError(
+        raise UnavailableError(
             f"the database does not answer ({text}); check HUBFLOW_DATABASE_URL and the server"
         ) from error
