@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import json
 import tarfile
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from cli.artifact import opened_archive
 from shared.db.database import Database
 from shared.objects import ObjectStore
 from tests.chaos.client import Client, RefusedError
@@ -165,15 +167,15 @@ async def _look_at_artifact(
 
 
 def _only_file(archive: bytes) -> str:
-    if archive[:4] == b"\x28\xb5\x2f\xfd":
-        from backports import zstd
-
-        archive = zstd.decompress(archive)
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        [member] = [each for each in tar if each.isfile()]
-        file = tar.extractfile(member)
-        assert file is not None
-        return file.read().decode()
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(archive)
+        file.flush()
+        with opened_archive(Path(file.name)) as tar:
+            for member in tar:
+                content = tar.extractfile(member) if member.isfile() else None
+                if content is not None:
+                    return content.read().decode()
+    raise tarfile.ReadError("there is no file in it")
 
 
 async def _look_for_others(findings: Findings, load: Load, witnessed: set[str]) -> None:
