@@ -44,12 +44,20 @@ _AWAY = (
 )
 _LOST_A_RACE = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)
 
+ABANDONED_SECONDS = 30
+"""Seconds without a statement after which the server ends a transaction. Ours last milliseconds, and wait for nothing."""
 _SESSION = {
     # A plan is made once. Arrays make PostgreSQL plan anew for each length, which takes longer than the statement.
     "plan_cache_mode": "force_generic_plan",
     # And it may be made while the tables are nearly empty, of which it must not keep the habit: rows are found by an index.
     "enable_seqscan": "off",
     "jit": "off",
+    # A process whose machine or network has gone without a word leaves its transaction behind, with the locks of runs that
+    # nobody else could touch until TCP gives up, which takes PostgreSQL two hours by default.
+    "idle_in_transaction_session_timeout": f"{ABANDONED_SECONDS}s",
+    "tcp_keepalives_idle": f"{ABANDONED_SECONDS}s",
+    "tcp_keepalives_interval": "10s",
+    "tcp_keepalives_count": "3",
 }
 
 

@@ -10,19 +10,24 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
+import asyncpg
 import pytest
 
 from shared.bus.memory import MemoryBus
 from shared.bus.protocol import Consumer, Message
+from shared.db import database as database_module
 from shared.db.database import Database, Transaction, open_database
 from shared.db.dead_letters import DatabaseDeadLetters
 from shared.db.migrate import Migration, migrate, migrations
 from shared.db.outbox import Relay
 from shared.embedded import embedded_postgres
+from shared.embedded.postgres import tcp_dsn
 from shared.embedded.process import Server
 from shared.errors import TemporaryError
 from shared.events import JobReady, TenantQuotaChanged, decode
+from tests.chaos.proxy import opened_proxy
 from tests.integration.scheduling import Scheduling
 from tests.integration.test_scheduler import TWO_STAGES
 
@@ -142,6 +147,26 @@ async def tenants(database: Database) -> list[str] | None:
         return [row["name"] for row in await database.fetch("SELECT name FROM tenants ORDER BY name")]
     except TemporaryError:
         return None
+
+
+async def test_t16_a_transaction_whose_process_has_silently_gone_gives_its_locks_back(
+    database: str, server_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half-open: nothing arrives any more in either direction, and neither side is told."""
+    settings = {**database_module._SESSION, "idle_in_transaction_session_timeout": "1s"}
+    monkeypatch.setattr(database_module, "_SESSION", settings)
+    assert database_module.ABANDONED_SECONDS <= 60
+    tcp = urlsplit(tcp_dsn(server_folder))._replace(path=urlsplit(database).path)
+    async with opened_proxy("database", tcp.port or 0) as proxy, open_database(database) as alive:
+        netloc = f"{tcp.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}"
+        await alive.execute("INSERT INTO tenants (name) VALUES ('acme')")
+        gone = await asyncpg.connect(urlunsplit(tcp._replace(netloc=netloc)), server_settings=database_module._SESSION)
+        await gone.execute("BEGIN")
+        await gone.execute("SELECT FROM tenants WHERE name = 'acme' FOR UPDATE")
+        proxy.swallow()
+        async with asyncio.timeout(15):
+            await alive.execute("UPDATE tenants SET quota = '{}' WHERE name = 'acme'")
+        gone.terminate()
 
 
 # ---------------------------------------------------------------- races
