@@ -44,6 +44,10 @@ _AWAY = (
 )
 _LOST_A_RACE = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)
 
+STATEMENT_SECONDS = 20
+"""Seconds that a statement may take. Ours take milliseconds; one that does not end is of a server that has silently gone, and
+the messages in hand wait for it. (Migrations have a time limit of their own.)"""
+CONNECT_SECONDS = 10
 ABANDONED_SECONDS = 30
 """Seconds without a statement after which the server ends a transaction. Ours last milliseconds, and wait for nothing."""
 _SESSION = {
@@ -185,11 +189,14 @@ async def open_database(dsn: str, *, max_connections: int = 10) -> AsyncIterator
             max_size=max_connections,
             init=_prepare_connection,
             connection_class=_Connection,
-            command_timeout=60,
+            timeout=CONNECT_SECONDS,
+            command_timeout=STATEMENT_SECONDS,
             server_settings=_SESSION,
         )
         relaxed = await asyncpg.create_pool(
-            dsn, min_size=0, max_size=2, init=_prepare_connection, connection_class=_Connection, command_timeout=60,
+            dsn, min_size=0, max_size=2, init=_prepare_connection, connection_class=_Connection,
+            timeout=CONNECT_SECONDS,
+            command_timeout=STATEMENT_SECONDS,
             server_settings={**_SESSION, "synchronous_commit": "off"},
         )  # fmt: skip
     try:
