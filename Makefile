@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test test-quick check bench bench-wrapper fuzz wrapper lock clean format
+.PHONY: help demo up down test test-quick check bench bench-wrapper chaos fuzz wrapper lock clean format
 VENV := .venv/installed
 WRAPPER := wrapper/bin/hubflow-wrapper-linux-amd64
 
@@ -13,6 +13,7 @@ help:  ## this list
 	  /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  T=tests/unit K=quota     choose tests by path and by name"
+	@echo "  RUNS=500 SEED=7 FAULTS=kill,broker RUNTIME=docker     how \`make chaos\` storms (docs/chaos.md)"
 	@echo "  PYTHON=python3.13        choose the Python that .venv is made with"
 
 ##@ See it
@@ -42,6 +43,10 @@ bench: $(VENV) $(WRAPPER)  ## how quick the main line is, beside its floors; wri
 bench-wrapper: $(VENV) $(WRAPPER)  ## CommandWrapper against cat, tar and zstd (minutes); writes build/bench-wrapper.json
 	@scripts/packages.sh zstd curl
 	.venv/bin/python wrapper/bench/bench.py
+chaos: $(VENV) $(WRAPPER)  ## break everything in random order under load, then check every promise; writes build/chaos.json
+	@scripts/packages.sh servers
+	.venv/bin/python -m tests.chaos $(if $(RUNS),--runs $(RUNS)) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(FAULTS),--faults $(FAULTS)) $(if $(RUNTIME),--runtime $(RUNTIME)) $(if $(PACE),--pace $(PACE))
 fuzz: $(VENV)  ## fuzz the wrapper's parsers for an hour (FUZZTIME=10m: each of the four that long)
 	@scripts/fuzz.sh
 

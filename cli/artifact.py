@@ -140,7 +140,7 @@ def _keep(fresh: Path, target: str | None, name: str) -> Path:
 def _unpack(fresh: Path, folder: Path) -> Path:
     """Raises Failure for archives that are damaged or want to leave the folder."""
     try:
-        with _tar(fresh) as archive:
+        with opened_archive(fresh) as archive:
             archive.extractall(folder, filter="data")
     except (tarfile.TarError, OSError, EOFError) as error:
         raise Failure(f"the archive cannot be unpacked: {error}") from None
@@ -148,7 +148,8 @@ def _unpack(fresh: Path, folder: Path) -> Path:
 
 
 @contextmanager
-def _tar(path: Path) -> Iterator[tarfile.TarFile]:
+def opened_archive(path: Path) -> Iterator[tarfile.TarFile]:
+    """An artifact's archive, however packed, to be read from front to back. Raises tarfile.TarError, OSError, EOFError."""
     with path.open("rb") as file:
         is_zstd = file.read(4) in _ZSTD
     if not is_zstd:

@@ -2,6 +2,7 @@
 
     HubflowError
     ├── TemporaryError      try again later: handlers are retried with growing delays
+    │   └── UnavailableError    a server that Hubflow stands on is away: handlers are retried for as long as it is
     ├── PermanentError      will never work: the message is parked, or the job fails with the reason
     └── UserError           somebody asked for what cannot be; becomes a problem document or a CLI message
 
@@ -24,6 +25,11 @@ class TemporaryError(HubflowError):
     def __init__(self, message: str, *, delay: float | None = None) -> None:
         super().__init__(message)
         self.delay = delay
+
+
+class UnavailableError(TemporaryError):
+    """The database, the object storage or the container engine does not answer. That is nobody's message's fault: it costs no
+    try, and no message is parked because of it, however long it lasts."""
 
 
 class PermanentError(HubflowError):

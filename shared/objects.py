@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from shared.errors import PermanentError, TemporaryError
+from shared.errors import PermanentError, TemporaryError, UnavailableError
 from shared.log import get_logger
 from shared.settings import ObjectsSettings
 
@@ -487,14 +487,14 @@ def _translated(key: str) -> Iterator[_Problem]:
             return
         raise _our_error(error, code, status, key) from error
     except (BotoCoreError, aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise TemporaryError(f"object storage does not answer: {error or type(error).__name__}") from error
+        raise UnavailableError(f"object storage does not answer: {error or type(error).__name__}") from error
 
 
 def _our_error(error: Exception, code: str, status: int, key: str) -> Exception:
     if code in _MISSING or code == "NoSuchUpload":
         return KeyError(key)
     if code in _TRY_AGAIN or status >= 500 or status == 429:
-        return TemporaryError(f"object storage cannot serve {key} now: {code} {error}")
+        return UnavailableError(f"object storage cannot serve {key} now: {code} {error}")
     return PermanentError(
         f"object storage refused {key}: {error}; check bucket, keys and region (HUBFLOW_S3_*)", reason="ObjectStorage"
     )

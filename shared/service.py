@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from shared import http
+from shared import crash, http
 from shared.bus.memory import MemoryBus
 from shared.bus.protocol import Bus, Consumer
 from shared.clock import Clock, SystemClock
@@ -148,6 +148,7 @@ async def _run(
     stopping = asyncio.create_task(stop.wait(), name="stop")
     tasks = [asyncio.create_task(_named(name, task), name=name) for name, task in work.items()]
     health.ready = True
+    crash.arm(host.settings.crash_at)
     _log.info("services ready", services=[each.name for each in services], url=host.public_url)
     ready()
     try:

@@ -7,6 +7,7 @@ import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from shared import crash
 from shared.config import setting
 from shared.log import LEVELS
 
@@ -29,6 +30,9 @@ class HostSettings:
     shutdown_seconds: float = setting(20.0, "how long to finish what is in hand after SIGTERM")
     migrate: bool = setting(False, "apply migrations at start (otherwise `hubflow migrate` does it)")
     allow_private_targets: bool = setting(False, "let outgoing webhooks reach private and loopback addresses")
+    crash_at: str = setting(
+        "", "for tests: the process kills itself at this point, POINT or POINT:TIMES (`shared/crash.py`)"
+    )
 
     def __post_init__(self) -> None:
         if urlsplit(self.database_url).scheme not in {"postgresql", "postgres"}:
@@ -41,6 +45,8 @@ class HostSettings:
             raise ValueError(
                 "HUBFLOW_SECRET_KEY is not set; make one with `hubflow token key` and give it to every service"
             )
+        if self.crash_at:
+            crash.parse(self.crash_at)
         if self.log_level not in LEVELS:
             raise ValueError(f"HUBFLOW_LOG_LEVEL={self.log_level!r}: expected one of {', '.join(LEVELS)}")
 

@@ -93,7 +93,8 @@ FROM runs r JOIN tenants t ON t.name = r.tenant WHERE r.id = ANY ($1) AND r.fini
 
 async def look(connection: Any, plans: Plans, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Loaded]:
     """The runs with these ids, as they are at this moment. Finished and unknown ones are left out."""
-    return await _loaded(connection, plans, await connection.fetch(_LOOK, list(ids)))
+    rows = await connection.fetch(_LOOK, list(ids))
+    return await _loaded(connection, plans, rows, begun=[row["id"] for row in rows if row["begun"]])
 
 
 async def load(
@@ -101,13 +102,18 @@ async def load(
 ) -> dict[uuid.UUID, Loaded]:
     """The same, locked."""
     locking = "FOR NO KEY UPDATE OF r SKIP LOCKED" if skip_locked else "FOR NO KEY UPDATE OF r"
-    return await _loaded(connection, plans, await connection.fetch(f"{_LOOK} {locking}", list(ids)))
+    rows = await connection.fetch(f"{_LOOK} {locking}", list(ids))
+    # Not by `begun`: who has waited for the lock gets the row as it is now, and everything else as it was before.
+    return await _loaded(connection, plans, rows, begun=[row["id"] for row in rows])
 
 
-async def _loaded(connection: Any, plans: Plans, rows: Sequence[Any]) -> dict[uuid.UUID, Loaded]:
+async def _loaded(
+    connection: Any, plans: Plans, rows: Sequence[Any], begun: Sequence[uuid.UUID]
+) -> dict[uuid.UUID, Loaded]:
+    """`begun`: those that have rows of stages and jobs, or may have."""
     stages: dict[uuid.UUID, dict[str, StageStatus]] = {row["id"]: {} for row in rows}
     jobs: dict[uuid.UUID, dict[str, JobStatus]] = {row["id"]: {} for row in rows}
-    if begun := [row["id"] for row in rows if row["begun"]]:
+    if begun:
         for row in await connection.fetch("SELECT * FROM stages WHERE run = ANY ($1) ORDER BY run, position", begun):
             stages[row["run"]][row["name"]] = _stage(row)
         for row in await connection.fetch("SELECT * FROM jobs WHERE run = ANY ($1) ORDER BY run, position", begun):

@@ -24,11 +24,14 @@ from aio_pika.abc import (
     AbstractRobustChannel,
     AbstractRobustConnection,
 )
+from yarl import URL
 
+from shared import crash
 from shared.bus.handling import handle
 from shared.bus.protocol import RETRY_DELAYS, Consumer, DeadMessage, Message
 from shared.bus.publisher import Acknowledger, Publisher
 from shared.bus.topology import TOPICS
+from shared.crash import Point
 from shared.errors import TemporaryError
 from shared.events import CONTENT_TYPE
 from shared.log import get_logger
@@ -41,10 +44,14 @@ DELIVERY_LIMIT = 20
 LOOKS_LIMIT = 1_000_000_000
 """How often parked messages may be looked at: each look is a delivery. RabbitMQ 4 has a default of 20, and 3.x takes -1 for
 less than none, so unlimited is a number that nobody reaches."""
+HEARTBEAT = 10
+"""Seconds between signs of life, unless the URL says otherwise. A broker that has gone without a word is noticed after three
+of them; with the library's own 60 that would be three minutes in which a process hears nothing."""
 LISTENER_BACKLOG = 100_000
 """Messages kept for a listener that does not read; older ones are dropped."""
 
-_BROKER_ERRORS = (aio_pika.exceptions.AMQPError, aiormq.exceptions.AMQPError, OSError, TimeoutError, RuntimeError)
+_BROKER_ERRORS = (*aio_pika.exceptions.CONNECTION_EXCEPTIONS, aiormq.exceptions.AMQPError, TimeoutError)
+"""What aio-pika raises while a broker is away or going; StopAsyncIteration is among them, when it dies in the handshake."""
 _log = get_logger("bus")
 
 
@@ -108,7 +115,10 @@ class AmqpBus:
                 await self._publish(DEAD, queue, message.id, message.body, kept)
             elif verdict.retry_after is not None:
                 delay = _delay_exchange(min(RETRY_DELAYS, key=lambda each: abs(each - (verdict.retry_after or 0.0))))
-                await self._publish(delay, queue, message.id, message.body, {**kept, "hubflow-tries": tries + 1})
+                await self._publish(
+                    delay, queue, message.id, message.body, {**kept, "hubflow-tries": verdict.tries + 1}
+                )
+            crash.reached(Point.BEFORE_ACK)
             self._acknowledger.acknowledge(incoming.channel, incoming.delivery_tag or 0)
         except (TemporaryError, *_BROKER_ERRORS) as error:
             # Not acknowledged: the broker delivers it again, and the inbox knows whether it was handled.
@@ -228,9 +238,15 @@ class AmqpBus:
 async def open_amqp_bus(url: str) -> AmqpBus:
     """Connect and declare. Raises TemporaryError when the broker does not answer (the URL's password is not shown)."""
     try:
-        connection = await aio_pika.connect_robust(url, reconnect_interval=0.5, timeout=10)
+        connection = await aio_pika.connect_robust(_with_heartbeat(url), reconnect_interval=0.5, timeout=10)
         bus = AmqpBus(connection)
-        await bus.open()
+        try:
+            await bus.open()
+        except BaseException:
+            # aio-pika's task that reconnects survives being cancelled, unless its connection was closed: it would keep the
+            # process from ending, and so from being started again.
+            await bus.close()
+            raise
     except _BROKER_ERRORS as error:
         raise TemporaryError(
             f"RabbitMQ does not answer ({_text(error)}); check HUBFLOW_AMQP_URL and the broker"
@@ -257,6 +273,11 @@ def _queue_name(consumer: str) -> str:
 def _note_lost_nudge(done: asyncio.Future[None]) -> None:
     if not done.cancelled() and (error := done.exception()):
         _log.debug("nudge lost", error=str(error))
+
+
+def _with_heartbeat(url: str) -> URL:
+    parsed = URL(url)
+    return parsed if "heartbeat" in parsed.query else parsed.update_query(heartbeat=HEARTBEAT)
 
 
 def _delay_exchange(seconds: float) -> str:

@@ -7,12 +7,15 @@ import random
 from dataclasses import dataclass
 
 from shared.bus.protocol import Consumer, Message
-from shared.errors import PermanentError, TemporaryError
+from shared.errors import PermanentError, TemporaryError, UnavailableError
 from shared.log import get_logger
 
 HANDLER_TIMEOUT = 300.0
 """Seconds after which a handler is given up and tried again: far below RabbitMQ's consumer_timeout (30 min), which would
 close the channel (T72)."""
+
+OUTAGE_DELAYS = 2
+"""While a server is away the second of the usual delays is taken, again and again: 5 seconds."""
 
 _log = get_logger("bus")
 
@@ -23,6 +26,8 @@ class Verdict:
 
     retry_after: float | None = None
     dead: bool = False
+    tries: int = 0
+    """How many tries it has cost, this one too."""
     reason: str = ""
 
 
@@ -34,6 +39,8 @@ async def handle(consumer: Consumer, message: Message) -> Verdict:
     try:
         async with asyncio.timeout(HANDLER_TIMEOUT):
             await consumer.handler(message)
+    except UnavailableError as error:
+        return _wait(consumer, message, str(error))
     except TemporaryError as error:
         return _again(consumer, message, str(error), error.delay)
     except PermanentError as error:
@@ -58,4 +65,15 @@ def _again(consumer: Consumer, message: Message, reason: str, delay: float | Non
         return Verdict(dead=True, reason=f"gave up after {message.tries} tries: {reason}")
     wait = consumer.retry_delays[message.tries - 1] if delay is None else delay
     _log.warning("message will be tried again", queue=consumer.name, topic=message.topic, seconds=wait, reason=reason)
-    return Verdict(retry_after=wait * random.uniform(0.9, 1.1), reason=reason)  # noqa: S311 - spreads retries, no secret
+    return Verdict(retry_after=_spread(wait), tries=message.tries, reason=reason)
+
+
+def _wait(consumer: Consumer, message: Message, reason: str) -> Verdict:
+    """Something everybody needs is away. Delays that grow would make what waits longest wait longest after it is back."""
+    wait = max(consumer.retry_delays[:OUTAGE_DELAYS], default=1.0)
+    _log.warning("message waits for a server", queue=consumer.name, topic=message.topic, seconds=wait, reason=reason)
+    return Verdict(retry_after=_spread(wait), tries=message.tries - 1, reason=reason)
+
+
+def _spread(seconds: float) -> float:
+    return seconds * random.uniform(0.9, 1.1)  # noqa: S311 - spreads retries, no secret

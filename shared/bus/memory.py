@@ -146,7 +146,7 @@ class MemoryBus:
             if verdict.retry_after is None:
                 return True
             await asyncio.sleep(verdict.retry_after)
-            message = replace(message, tries=message.tries + 1)
+            message = replace(message, tries=verdict.tries + 1)
 
     async def _handle_once(self, group: _Group, message: Message) -> Verdict:
         async with group.slots:

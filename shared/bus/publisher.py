@@ -23,12 +23,16 @@ from aiormq.channel import Channel
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
+from shared import crash
+from shared.crash import Point
 from shared.errors import TemporaryError
+from shared.log import get_logger
 
 CONFIRM_TIMEOUT = 30.0
 """Seconds until a message that was not confirmed counts as not sent."""
 
-_BROKER_ERRORS = (aio_pika.exceptions.AMQPError, aiormq.exceptions.AMQPError, OSError, TimeoutError, RuntimeError)
+_BROKER_ERRORS = (*aio_pika.exceptions.CONNECTION_EXCEPTIONS, aiormq.exceptions.AMQPError, TimeoutError)
+_log = get_logger("bus")
 
 
 @dataclass(slots=True)
@@ -75,7 +79,7 @@ class Publisher:
                 channel = await self._open_channel()
                 waiting, self._waiting = self._waiting, []
                 payload = b"".join(self._frames(channel, each) for each in waiting)
-                await channel.write_queue.put(ChannelFrame(payload=payload, should_close=False))
+                await _write(channel, ChannelFrame(payload=payload, should_close=False))
             except _BROKER_ERRORS as error:
                 waiting, self._waiting = waiting + self._waiting, []
                 for each in waiting:
@@ -153,9 +157,23 @@ class Acknowledger:
             waiting, self._waiting = self._waiting, []
             for channel in {channel for channel, _ in waiting}:
                 frames = [spec.Basic.Ack(delivery_tag=tag) for other, tag in waiting if other is channel]
-                if not channel.is_closed:
-                    await channel.write_queue.put(ChannelFrame.marshall(channel.number, frames))
+                if channel.is_closed:
+                    continue
+                try:
+                    await _write(channel, ChannelFrame.marshall(channel.number, frames))
+                    crash.reached(Point.AFTER_ACK)
+                except _BROKER_ERRORS as error:
+                    _log.warning(
+                        "messages not acknowledged", messages=len(frames), error=str(error) or type(error).__name__
+                    )
         self._flushing = None
+
+
+async def _write(channel: Channel, frame: ChannelFrame) -> None:
+    """Hand a frame to the connection. Its queue is short, and nobody empties that of a connection whose peer has gone without
+    a word: whoever waits there for ever would keep all that comes after it from being sent on the next connection."""
+    async with asyncio.timeout(CONFIRM_TIMEOUT):
+        await channel.write_queue.put(frame)
 
 
 def _give_up(waiting: list[_Outgoing]) -> None:

@@ -21,9 +21,11 @@ from typing import Any
 
 import asyncpg
 
+from shared import crash
 from shared.bus.protocol import Message
+from shared.crash import Point
 from shared.db import outbox
-from shared.errors import TemporaryError
+from shared.errors import TemporaryError, UnavailableError
 from shared.events import Event
 from shared.text import fit_json
 
@@ -42,12 +44,24 @@ _AWAY = (
 )
 _LOST_A_RACE = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)
 
+STATEMENT_SECONDS = 20
+"""Seconds that a statement may take. Ours take milliseconds; one that does not end is of a server that has silently gone, and
+the messages in hand wait for it. (Migrations have a time limit of their own.)"""
+CONNECT_SECONDS = 10
+ABANDONED_SECONDS = 30
+"""Seconds without a statement after which the server ends a transaction. Ours last milliseconds, and wait for nothing."""
 _SESSION = {
     # A plan is made once. Arrays make PostgreSQL plan anew for each length, which takes longer than the statement.
     "plan_cache_mode": "force_generic_plan",
     # And it may be made while the tables are nearly empty, of which it must not keep the habit: rows are found by an index.
     "enable_seqscan": "off",
     "jit": "off",
+    # A process whose machine or network has gone without a word leaves its transaction behind, with the locks of runs that
+    # nobody else could touch until TCP gives up, which takes PostgreSQL two hours by default.
+    "idle_in_transaction_session_timeout": f"{ABANDONED_SECONDS}s",
+    "tcp_keepalives_idle": f"{ABANDONED_SECONDS}s",
+    "tcp_keepalives_interval": "10s",
+    "tcp_keepalives_count": "3",
 }
 
 
@@ -104,6 +118,8 @@ class Database:
                 transaction = Transaction(connection, cause)
                 yield transaction
                 recorded = await outbox.record(connection, transaction.told) if transaction.told else []
+                crash.reached(Point.BEFORE_COMMIT)
+        crash.reached(Point.AFTER_COMMIT)
         self._send(recorded)
 
     async def change(
@@ -117,7 +133,9 @@ class Database:
         after `arguments`), so that one round trip is the whole transaction. `seqs`: event -> seq of those that were recorded,
         from the rows it returns."""
         given = outbox.columns(told)
+        crash.reached(Point.BEFORE_COMMIT)
         rows = await self.fetch(statement, *arguments, *given)
+        crash.reached(Point.AFTER_COMMIT)
         self._send(outbox.messages(told, given, seqs(rows)))
         return rows
 
@@ -171,11 +189,14 @@ async def open_database(dsn: str, *, max_connections: int = 10) -> AsyncIterator
             max_size=max_connections,
             init=_prepare_connection,
             connection_class=_Connection,
-            command_timeout=60,
+            timeout=CONNECT_SECONDS,
+            command_timeout=STATEMENT_SECONDS,
             server_settings=_SESSION,
         )
         relaxed = await asyncpg.create_pool(
-            dsn, min_size=0, max_size=2, init=_prepare_connection, connection_class=_Connection, command_timeout=60,
+            dsn, min_size=0, max_size=2, init=_prepare_connection, connection_class=_Connection,
+            timeout=CONNECT_SECONDS,
+            command_timeout=STATEMENT_SECONDS,
             server_settings={**_SESSION, "synchronous_commit": "off"},
         )  # fmt: skip
     try:
@@ -203,6 +224,6 @@ def translated_errors() -> Iterator[None]:
         raise TemporaryError(f"the database chose another transaction first: {error}", delay=0.05) from error
     except _AWAY as error:
         text = str(error) or type(error).__name__
-        raise TemporaryError(
+        raise UnavailableError(
             f"the database does not answer ({text}); check HUBFLOW_DATABASE_URL and the server"
         ) from error

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from shared.db.database import Database
 from shared.errors import PermanentError
 
+MIGRATION_SECONDS = 3600.0
+"""How long one migration may take, or wait for those of another process."""
 _LOCK = 0x48756266  # any number that nobody else locks in this database
 
 
@@ -41,7 +43,7 @@ async def migrate(database: Database, wanted: Iterable[Migration] | None = None)
     """
     applied = []
     async with database.transaction() as tx:
-        await tx.connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+        await tx.connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK, timeout=MIGRATION_SECONDS)
         await tx.connection.execute(
             "CREATE TABLE IF NOT EXISTS migrations (name text PRIMARY KEY, digest text NOT NULL, "
             "applied_at timestamptz NOT NULL DEFAULT now())"
@@ -49,7 +51,7 @@ async def migrate(database: Database, wanted: Iterable[Migration] | None = None)
         done = {row["name"]: row["digest"] for row in await tx.connection.fetch("SELECT name, digest FROM migrations")}
         for migration in migrations() if wanted is None else wanted:
             if migration.name not in done:
-                await tx.connection.execute(migration.sql)
+                await tx.connection.execute(migration.sql, timeout=MIGRATION_SECONDS)
                 await tx.connection.execute(
                     "INSERT INTO migrations (name, digest) VALUES ($1, $2)", migration.name, migration.digest
                 )

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
+from shared import crash
 from shared.bus.protocol import Bus, Message
+from shared.crash import Point
 from shared.errors import HubflowError, TemporaryError
 from shared.events import Event
 from shared.log import get_logger
@@ -150,6 +152,7 @@ class Relay:
         if error := future.exception():
             _log.warning("event not published, the sweep will", event_id=str(id), error=str(error))
             return
+        crash.reached(Point.AFTER_PUBLISH)
         self._sent.append(id)
         self._something_sent.set()
 
@@ -167,6 +170,7 @@ class Relay:
         sent, self._sent = self._sent, []
         if sent:
             await self._database.execute_relaxed(_MARK, sent)
+            crash.reached(Point.AFTER_MARK)
 
     async def _sweep_periodically(self) -> None:
         while True:

@@ -16,7 +16,7 @@ from typing import Any
 
 import aiohttp
 
-from shared.errors import ConfigurationError, TemporaryError
+from shared.errors import ConfigurationError, UnavailableError
 
 
 class EngineError(Exception):
@@ -95,7 +95,7 @@ class Engine:
                 yield response
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise TemporaryError(f"the container engine at {self.host} does not answer: {why}") from error
+            raise UnavailableError(f"the container engine at {self.host} does not answer: {why}") from error
 
     async def call(self, method: str, path: str, **options: Any) -> Any:
         """One request with a JSON answer, or None if the answer is empty."""

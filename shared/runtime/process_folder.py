@@ -463,6 +463,22 @@ def sweep(layout: Layout, older_than: float = 60.0) -> None:
             continue
         if age > older_than:
             discard(layout, folder)
+    _sweep_markers(layout, older_than)
+
+
+def _sweep_markers(layout: Layout, older_than: float) -> None:
+    """Delete the markers of containers whose folder somebody has removed by hand."""
+    with os.scandir(layout.events) as entries:
+        markers = [(Path(entry.path), entry.name.lstrip(".").split(".")[:2]) for entry in entries]
+    for marker, (name, *uid) in markers:
+        try:
+            if time.time() - marker.stat().st_mtime <= older_than:
+                continue
+        except FileNotFoundError:
+            continue
+        current = load(layout, name) if uid else None
+        if current is None or [current.uid] != uid:
+            marker.unlink(missing_ok=True)
 
 
 def _read_json(path: str) -> dict[str, Any] | None:

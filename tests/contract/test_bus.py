@@ -11,7 +11,7 @@ import pytest
 from shared.bus.amqp import open_amqp_bus
 from shared.bus.memory import MemoryBus
 from shared.bus.protocol import Bus, Consumer, DeadMessage, Message, topic_matcher
-from shared.errors import PermanentError, TemporaryError
+from shared.errors import PermanentError, TemporaryError, UnavailableError
 
 QUICK = (0.05, 0.05)
 """Delays of the tests; RabbitMQ rounds them up to its shortest delay queue."""
@@ -173,6 +173,23 @@ async def test_a_bug_in_a_handler_is_retried_and_then_parked(bus: Bus) -> None:
     [dead] = await dead_of(bus, 1)
     assert "after 3 tries: ZeroDivisionError: oops" in dead.reason
     await parked
+
+
+async def test_t77_a_server_that_is_away_costs_no_try_however_long_it_lasts(bus: Bus) -> None:
+    """Messages that came while the database was away for a quarter of an hour were parked, and their runs stood still."""
+    answers = iter([UnavailableError("the database does not answer")] * 4 + [TemporaryError("not yet"), None])
+
+    async def act(_: Message) -> None:
+        if (error := next(answers)) is not None:
+            raise error
+
+    hearing = Hearing(act)
+    await bus.consume(Consumer("one", ["#"], hearing, retry_delays=QUICK))
+    sent = message()
+    publishing = asyncio.ensure_future(bus.publish(sent))
+    assert [(m.id, m.tries) for m in await hearing.until(6)] == [(sent.id, tries) for tries in (1, 1, 1, 1, 1, 2)]
+    await publishing
+    assert await bus.dead() == []
 
 
 async def test_listeners_hear_events_and_nudges_of_their_topics(bus: Bus) -> None:

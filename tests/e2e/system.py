@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -44,15 +44,16 @@ class System:
 
     # ------------------------------------------------------------ processes
 
-    def start(self, name: str) -> None:
-        """One more process of a service ("front": trigger and console)."""
+    def start(self, name: str, tree: Path | None = None, **settings: str) -> None:
+        """One more process of a service ("front": trigger and console), with settings of its own, as in `open_system`.
+        `tree`: the code of another version."""
         services = FRONT if name == "front" else (name,)
         port = self._port if name == "front" else free_ports(1)[0]
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "cli.main", "serve", *services],
-                env={**self.environment, "HUBFLOW_HTTP_PORT": str(port)}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
+                env={**self.environment, "HUBFLOW_HTTP_PORT": str(port), **_variables(settings)},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=tree,
             )  # fmt: skip
         process.hubflow_port = port  # type: ignore[attr-defined]
         self._processes.setdefault(name, []).append(process)
@@ -74,17 +75,35 @@ class System:
         self.kill(name)
         self.start(name)
 
-    async def ready(self) -> None:
-        """Wait until every process says that it is ready."""
+    def processes(self, name: str) -> list[subprocess.Popen[bytes]]:
+        """Those that run now."""
+        return list(self._processes[name])
+
+    async def end(self, name: str, processes: Sequence[subprocess.Popen[bytes]]) -> None:
+        """TERM for some processes of a service; they end in order."""
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(process.wait, 30) == 0, self.log(name)[-4000:]
+            self._processes[name].remove(process)
+
+    def exit_code(self, name: str) -> int | None:
+        """Of a service that has one process; None while it lives."""
+        [process] = self._processes[name]
+        return process.poll()
+
+    async def ready(self, *, dying: bool = False) -> None:
+        """Wait until every process says that it is ready (or has died, if it may)."""
         async with asyncio.timeout(READY_WITHIN):
             for name, processes in self._processes.items():
                 for process in processes:
-                    await self._ready(name, process)
+                    await self._ready(name, process, dying)
 
-    async def _ready(self, name: str, process: subprocess.Popen[bytes]) -> None:
+    async def _ready(self, name: str, process: subprocess.Popen[bytes], dying: bool) -> None:
         url = f"http://127.0.0.1:{process.hubflow_port}/readyz"  # type: ignore[attr-defined]
         while True:
             if process.poll() is not None:
+                if dying:
+                    return
                 raise AssertionError(f"{name} ended with {process.returncode}:\n{self.log(name)[-4000:]}")
             try:
                 async with self._http.get(url) as response:
@@ -166,7 +185,7 @@ async def open_system(
         "HUBFLOW_RUNTIME_INSTALLATION": f"test-{uuid.uuid4().hex[:8]}", "HUBFLOW_ALLOW_PRIVATE_TARGETS": "true",
         "HUBFLOW_PUBLIC_URL": f"http://127.0.0.1:{port}",
         "HUBFLOW_RUNTIME_SEARCH_PATH": os.environ["PATH"], "HUBFLOW_LOG_LEVEL": "info",
-        **{f"HUBFLOW_{name.upper()}": value for name, value in settings.items()},
+        **_variables(settings),
     }  # fmt: skip
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(aiohttp.ClientSession())
@@ -178,3 +197,7 @@ async def open_system(
                 system.start(name)
             await system.ready()
         yield system
+
+
+def _variables(settings: Mapping[str, str]) -> dict[str, str]:
+    return {f"HUBFLOW_{name.upper()}": value for name, value in settings.items()}

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from shared.db.database import open_database
+from services.scheduler.store import lock_tenants
+from shared.db.database import Database, open_database
 from shared.events import JobFinished, JobReady, JobStopRequested, RunCreated, RunFinished
 from tests.integration.scheduling import Scheduling
 
@@ -64,6 +65,38 @@ async def test_t23_an_event_that_comes_twice_at_once_counts_once(scheduling: Sch
     await asyncio.gather(*(scheduling.hear(created) for _ in range(10)))
     assert await scheduling.ready(run) == [("a", 1)]
     assert await scheduling.database.fetchval("SELECT count(*) FROM attempts WHERE run = $1", run) == 1
+
+
+async def test_t19_who_has_waited_for_a_run_sees_what_the_other_has_made_of_it(
+    scheduling: Scheduling, database: str
+) -> None:
+    """Two schedulers: one is about to commit the run's first step, the other waits for its lock. Found by make chaos: the
+    second took the run for a new one, told its first stage again, and put jobs that were over back to ready."""
+    await scheduling.tenant(runs=5)
+    workflow = await scheduling.workflow(ONE_JOB)
+    async with open_database(database) as second, scheduling.database.connection() as held:
+        other = Scheduling(second)
+        gate = held.transaction()
+        await gate.start()
+        await lock_tenants(held, ["acme"])
+        first = asyncio.create_task(scheduling.start(workflow))
+        await until_waiting(second, 1)
+        run = await second.fetchval("SELECT id FROM runs")
+        place = {"tenant": "acme", "run": run, "stage": "s", "job": "a", "attempt": 1}
+        hearing = asyncio.create_task(other.hear([JobFinished(**place, state="succeeded")]))
+        await until_waiting(second, 2)
+        await gate.commit()
+        await asyncio.gather(first, hearing)
+    assert await scheduling.state(run) == "succeeded"
+    assert [type(event).__name__ for event in await scheduling.told(run)].count("StageRunning") == 1
+    assert await scheduling.ready(run) == [("a", 1)]
+
+
+async def until_waiting(database: Database, count: int) -> None:
+    """So many sessions wait for a lock."""
+    async with asyncio.timeout(10):
+        while await database.fetchval("SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted") < count:
+            await asyncio.sleep(0.01)
 
 
 async def test_many_runs_in_one_batch(scheduling: Scheduling) -> None:

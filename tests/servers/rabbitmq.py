@@ -77,6 +77,10 @@ class RabbitMQ:
         await self.kill()
         await self.start()
 
+    def alive(self) -> bool:
+        """False: it has ended, perhaps by itself (on a full disk it gives up)."""
+        return self._server is not None and self._server.alive()
+
     async def pause(self) -> None:
         """Freeze it: connections stay open and nothing answers. `resume` thaws it."""
         assert self._server is not None
@@ -126,6 +130,7 @@ class RabbitMQ:
             # The log of quorum queues takes 512 MB at once by default.
             "raft.wal_max_size_bytes = 33554432\n"
         )
+        (self.folder / "advanced.config").write_text("[].\n")
         (self.folder / "enabled_plugins").write_text("[rabbitmq_management].")
         cookie = self.folder / ".erlang.cookie"
         cookie.write_text(secrets.token_hex(16))
@@ -140,6 +145,7 @@ class RabbitMQ:
             "RABBITMQ_NODENAME": self._node,
             "RABBITMQ_CONF_ENV_FILE": str(folder / "none"),
             "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
             "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
             "RABBITMQ_LOG_BASE": str(folder / "log"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +36,19 @@ def test_what_is_removed_while_one_looks_is_gone_and_not_failed(
     monkeypatch.setattr(folders, "_read_json", somebody_removes_it)
     seen = folders.observe(layout, "one")
     assert seen is None or Path(container.folder).exists()
+
+
+def test_markers_of_what_was_removed_by_hand_are_swept_and_those_of_others_stay(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.create()
+    for name in ("kept", "removed"):
+        uid = folders.new_uid()
+        with folders.prepared(layout, ContainerSpec(name, "", {}, {}), {"command": ["true"]}, uid) as container:
+            assert container is not None
+        for kind in ("running", "result.json"):
+            Path(layout.event(name, uid, kind)).write_text("{}")
+    shutil.rmtree(layout.containers / "removed")
+    folders.sweep(layout, older_than=60.0)
+    assert len(list(layout.events.iterdir())) == 4, "young ones are left alone"
+    folders.sweep(layout, older_than=-1.0)
+    assert {path.name.partition(".")[0] for path in layout.events.iterdir()} == {"kept"}

@@ -1,0 +1,67 @@
+"""`python -m tests.chaos`: what `make chaos` runs."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import secrets
+import signal
+import sys
+import time
+from pathlib import Path
+
+from tests.chaos.report import Result, document, table
+from tests.chaos.run import Order, chosen, default_runs, storm
+from tests.chaos.storm import FAULTS
+from tests.servers import RABBITMQ, missing
+
+
+def main() -> int:
+    given = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))  # unmount and tidy up, as with Ctrl-C
+    if lacking := missing(str(RABBITMQ), "epmd"):
+        print(f"chaos: {lacking}", file=sys.stderr)
+        return 2
+    parts = default_runs(given.runs, given.runtime)
+    if any(runtime == "docker" for runtime, _ in parts) and (lacking := missing("dockerd", "containerd", "runc", "ip")):
+        print(f"chaos: !!! no containers of an engine: {lacking}; all runs are plain processes", file=sys.stderr)
+        parts = [("process", given.runs)]
+    for library in ("aio_pika", "aiormq", "asyncio"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # that a broker is away is what we do to them
+    results: list[Result] = []
+    for runtime, runs in parts:
+        order = Order(runs, given.seed, given.faults, runtime, given.pace, given.at_once)
+        results.append(asyncio.run(storm(order, tell, given.output.parent / f"chaos-{runtime}")))
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.write_text(json.dumps(document(results), indent=2) + "\n")
+    print(table(results))
+    good = all(result.findings.good for result in results)
+    print(f"\nchaos: {'everything is as it must be' if good else 'NOT everything is as it must be'}; {given.output}")
+    if not good:
+        print(f"chaos: the same storm again: make chaos RUNS={given.runs} SEED={given.seed}")
+    return 0 if good else 1
+
+
+def tell(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--runs", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
+    parser.add_argument(
+        "--faults", type=chosen, default="all", help=f"with commas, or their beginnings: {', '.join(FAULTS)}"
+    )
+    parser.add_argument("--runtime", choices=["both", "process", "docker"], default="both")
+    parser.add_argument("--pace", type=float, default=1.0, help="seconds between two faults, on average")
+    parser.add_argument("--at-once", type=int, default=40, help="runs that are open at the same time")
+    parser.add_argument("--output", type=Path, default=Path("build/chaos.json"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
