@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test test-quick check bench bench-wrapper fuzz wrapper lock clean format
+.PHONY: help demo up down cluster cluster-down test test-quick check bench bench-wrapper fuzz wrapper lock clean format
 VENV := .venv/installed
 WRAPPER := wrapper/bin/hubflow-wrapper-linux-amd64
 
@@ -22,6 +22,12 @@ up: $(VENV) $(WRAPPER)  ## start everything and leave it running; prints the con
 	.venv/bin/hubflow dev --detach
 down: $(VENV)  ## stop what `make up` has started
 	.venv/bin/hubflow dev --stop
+
+cluster: $(VENV)  ## a real one-node Kubernetes on this machine (root on Debian; the first time takes 10 minutes)
+	@scripts/packages.sh servers
+	@.venv/bin/python -m tests.cluster up
+cluster-down: $(VENV)  ## end it, and forget its state
+	@.venv/bin/python -m tests.cluster down
 
 ##@ Work on it
 test: $(VENV) $(WRAPPER)  ## all tests, with real RabbitMQ, PostgreSQL, S3, registry and dockerd (minutes)
