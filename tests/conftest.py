@@ -5,11 +5,12 @@
     s3              shared.embedded.S3Address of a real S3; make a bucket of your own
     rabbitmq        tests.servers.rabbitmq.RabbitMQ (a test that kills it starts it again)
     amqp_url        URL of a fresh virtual host in it
+    kubernetes      tests.servers.kubernetes.Kubernetes: a real cluster
     dockerd         tests.servers.dockerd.Dockerd with the images of tests/servers/images.py loaded
     registry        tests.servers.registry.Registry, open to all
 
-Tests that use rabbitmq, dockerd or registry get the marker `servers` by themselves, and are skipped, with a line that
-cannot be overlooked, where these cannot be started.
+Tests that use kubernetes, rabbitmq, dockerd or registry get the marker `servers` by themselves, and are skipped, with a
+line that cannot be overlooked, where these cannot be started.
 """
 
 from __future__ import annotations
@@ -30,10 +31,13 @@ from shared.embedded import S3Address, embedded_postgres, embedded_s3
 from tests.servers import RABBITMQ, missing
 from tests.servers.dockerd import Dockerd, started_dockerd
 from tests.servers.images import TEST_IMAGES, write_archive
+from tests.servers.kubernetes import Kubernetes, found_kubernetes
+from tests.servers.kubernetes import missing as missing_kubernetes
 from tests.servers.rabbitmq import RabbitMQ, started_rabbitmq
 from tests.servers.registry import Registry, started_registry
 
 _PROGRAMS = {
+    "kubernetes": (),
     "rabbitmq": (str(RABBITMQ), "epmd"),
     "dockerd": ("dockerd", "containerd", "runc", "ip", "/bin/busybox"),
     "registry": ("docker-registry",),
@@ -50,6 +54,8 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     lacking = {name: reason for name, programs in _PROGRAMS.items() if (reason := missing(*programs))}
+    if reason := missing_kubernetes():
+        lacking["kubernetes"] = reason
     config.stash[_LACKING] = {}
     for item in items:
         wanted = [name for name in _PROGRAMS if name in getattr(item, "fixturenames", ())]
@@ -169,3 +175,9 @@ async def dockerd(server_folder: Path, image_archive: Path) -> AsyncIterator[Doc
 async def registry(server_folder: Path) -> AsyncIterator[Registry]:
     async with started_registry(server_folder / "registry") as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+async def kubernetes() -> AsyncIterator[Kubernetes]:
+    async with found_kubernetes() as found:
+        yield found

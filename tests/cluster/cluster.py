@@ -21,8 +21,14 @@ from tests.cluster.machine import RECORD, BusyError, folder_of_running
 from tests.servers.images import BUSYBOX, File, Image, write_archive
 
 NODE_BRIDGE = "hubnode0"
-PAUSE = Image(settings.PAUSE_IMAGE, [[("pause", File(BUSYBOX.read_bytes() if BUSYBOX.exists() else b""))]],
-              entrypoint=["/pause", "sleep", "2147483647"])  # fmt: skip
+PAUSE = Image(
+    settings.PAUSE_IMAGE,
+    [[("sleep", File(BUSYBOX.read_bytes() if BUSYBOX.exists() else b""))]],
+    entrypoint=["/sleep", "2147483647"],
+)
+"""What keeps a pod's network open; any program that does nothing will do, and none can be pulled."""
+READY = "ready"
+"""A file that is there once all of the cluster is."""
 _CGROUPS = Path("/sys/fs/cgroup")
 _START = 60.0
 
@@ -60,6 +66,7 @@ class Cluster:
         for name in ("kubelet", "kube-proxy", "coredns", "kwok"):
             await self.start(name)
         await self._await("the node", lambda: '"True"' in self._node_ready())
+        (self.folder / READY).touch()
 
     def is_up(self) -> bool:
         """Do all of its programs run?"""
@@ -177,6 +184,13 @@ def unavailable() -> str:
     if absent:
         return f"not installed: {', '.join(absent)} (as root on Debian, `make test` installs them)"
     return ""
+
+
+def not_built() -> str:
+    """Why there are no programs ("" if there are): for the reason of a skip."""
+    if all((programs.folder() / name).exists() for name in ("kubernetes", "kwok", "coredns")):
+        return ""
+    return "not built yet: `make cluster` does it from Go modules, in 10 minutes"
 
 
 def _make_bridge() -> None:

@@ -67,6 +67,8 @@ def commands(folder: Path, programs: Path) -> dict[str, list[str]]:
             # A node that is killed is missed in 20 s, not in 50: tests wait for it.
             "--node-monitor-period=2s",
             "--node-monitor-grace-period=20s",
+            # A claim whose volume somebody else took at the same moment waits for this.
+            "--pvclaimbinder-sync-period=1s",
         ),
         # With the usual limit of its client, the scheduler is what simulated nodes wait for.
         "kube-scheduler": program(
@@ -133,6 +135,7 @@ def _kubelet(folder: Path) -> dict[str, object]:
         "imageGCHighThresholdPercent": 100,
         "evictionHard": {"memory.available": "100Mi"},
         "nodeLeaseDurationSeconds": 16,
+        "containerLogMaxSize": "20Mi",
         "maxPods": 500,
     }
 
