@@ -5,7 +5,7 @@
     s3              shared.embedded.S3Address of a real S3; make a bucket of your own
     rabbitmq        tests.servers.rabbitmq.RabbitMQ (a test that kills it starts it again)
     amqp_url        URL of a fresh virtual host in it
-    kubernetes      tests.servers.kubernetes.Kubernetes: a real cluster
+    kubernetes      tests.servers.kubernetes.Kubernetes: a real cluster with the images of tests/cluster/images.py
     dockerd         tests.servers.dockerd.Dockerd with the images of tests/servers/images.py loaded
     registry        tests.servers.registry.Registry, open to all
 
@@ -28,6 +28,7 @@ import pytest
 from shared.db.database import open_database
 from shared.db.migrate import migrate
 from shared.embedded import S3Address, embedded_postgres, embedded_s3
+from tests.cluster.images import job_images, wrapper_image
 from tests.servers import RABBITMQ, missing
 from tests.servers.dockerd import Dockerd, started_dockerd
 from tests.servers.images import TEST_IMAGES, write_archive
@@ -42,6 +43,7 @@ _PROGRAMS = {
     "dockerd": ("dockerd", "containerd", "runc", "ip", "/bin/busybox"),
     "registry": ("docker-registry",),
 }
+_WRAPPER = Path(__file__).parents[1] / "wrapper" / "bin" / "hubflow-wrapper-linux-amd64"
 _LACKING = pytest.StashKey[dict[str, str]]()
 
 
@@ -63,7 +65,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             continue
         item.add_marker(pytest.mark.servers)
         # With `--dist loadgroup` one worker starts the slow server, instead of each its own.
-        item.add_marker(pytest.mark.xdist_group(wanted[0]))
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(wanted[0]))
         for name in wanted:
             if name in lacking:
                 config.stash[_LACKING][name] = lacking[name]
@@ -178,6 +181,7 @@ async def registry(server_folder: Path) -> AsyncIterator[Registry]:
 
 
 @pytest.fixture(scope="session")
-async def kubernetes() -> AsyncIterator[Kubernetes]:
+async def kubernetes(server_folder: Path) -> AsyncIterator[Kubernetes]:
     async with found_kubernetes() as found:
+        await found.load([wrapper_image(_WRAPPER), *job_images()], server_folder)
         yield found

@@ -46,6 +46,9 @@ SHARED = "/workflow-cache"
 SHARED_TOO = "/workflow_cache"
 SECRET_LIMIT = 1_000_000
 STOP_MARGIN = 5
+DEADLINE_MARGIN = 3600
+"""Seconds beyond the job's own time limit, for pulling, restoring and saving, after which kubelet ends the pod: a backstop
+for a wrapper that does not (T12)."""
 _DOCUMENT_KEY = "job.json"
 _PULL_KEY = ".dockerconfigjson"
 _DROPPED = ["AUDIT_WRITE", "MKNOD", "NET_RAW", "SETPCAP"]
@@ -121,6 +124,7 @@ def pod(spec: ContainerSpec, defaults: PodDefaults, secret_name: str, *, shared_
         "enableServiceLinks": False,
         "serviceAccountName": defaults.service_account,
         "terminationGracePeriodSeconds": math.ceil(grace) + STOP_MARGIN,
+        "activeDeadlineSeconds": _deadline(spec, grace),
         "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
         "initContainers": [] if defaults.image_volume else [_installer(defaults)],
         "containers": [_job(spec, defaults, shared=bool(shared_claim))],
@@ -147,6 +151,11 @@ def pod(spec: ContainerSpec, defaults: PodDefaults, secret_name: str, *, shared_
         },
         "spec": body,
     }
+
+
+def _deadline(spec: ContainerSpec, grace: float) -> int | None:
+    limit = float(spec.document.get("timeout_s") or 0)
+    return math.ceil(limit + grace) + DEADLINE_MARGIN if limit else None
 
 
 def _lost(defaults: PodDefaults) -> list[dict[str, Any]]:

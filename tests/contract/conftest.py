@@ -6,7 +6,6 @@ import uuid
 
 import pytest
 
-from tests.cluster.images import job_images, wrapper_image
 from tests.contract.runtime_places import Place, build_wrapper, clean_kubernetes
 from tests.servers.kubernetes import missing as missing_kubernetes
 
@@ -25,9 +24,7 @@ def cluster(request):
 
 
 @pytest.fixture(scope="session")
-async def kubernetes_place(cluster, wrapper, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    await cluster.load([wrapper_image(wrapper), *job_images()], folder)
+async def kubernetes_place(cluster):
     place = Place("kubernetes", str(cluster.kubeconfig), cluster.images, f"test-{uuid.uuid4().hex[:8]}")
     yield place
     await clean_kubernetes(place)
