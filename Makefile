@@ -3,14 +3,14 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up down cluster cluster-down test test-quick check bench bench-wrapper fuzz wrapper lock clean format
+.PHONY: help demo up down cluster cluster-down test test-quick check bench bench-kubernetes bench-wrapper fuzz wrapper lock clean format
 VENV := .venv/installed
 WRAPPER := wrapper/bin/hubflow-wrapper-linux-amd64
 
 help:  ## this list
 	@awk 'BEGIN { FS = ":.*## " } \
 	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	  /^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  T=tests/unit K=quota     choose tests by path and by name"
 	@echo "  PYTHON=python3.13        choose the Python that .venv is made with"
@@ -45,6 +45,10 @@ format: $(VENV)  ## put the code into shape
 bench: $(VENV) $(WRAPPER)  ## how quick the main line is, beside its floors; writes build/bench.json (needs RabbitMQ)
 	@scripts/packages.sh servers
 	.venv/bin/python -m bench.main_line
+bench-kubernetes: $(VENV) $(WRAPPER)  ## what Hubflow adds to a pod; writes build/bench-kubernetes.json (root on Debian)
+	@scripts/packages.sh servers
+	@.venv/bin/python -m tests.cluster build >/dev/null
+	.venv/bin/python -m bench.kubernetes
 bench-wrapper: $(VENV) $(WRAPPER)  ## CommandWrapper against cat, tar and zstd (minutes); writes build/bench-wrapper.json
 	@scripts/packages.sh zstd curl
 	.venv/bin/python wrapper/bench/bench.py

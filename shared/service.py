@@ -29,6 +29,7 @@ from shared.db.migrate import migrate, pending
 from shared.db.outbox import Relay
 from shared.errors import ConfigurationError, TemporaryError
 from shared.log import configure, get_logger
+from shared.runtime.kubernetes_options import Allowed
 from shared.settings import HostSettings, KubernetesSettings, ObjectsSettings, RuntimeSettings, process_name
 from shared.vault import Vault
 
@@ -52,6 +53,8 @@ class Host:
     vault: Vault
     public_url: str = ""
     """Without a slash at the end."""
+    options: Allowed | None = None
+    """What workflows may set in `options` of a job; None where the runtime itself says so when the job starts."""
     _objects: ObjectStore | None = None
     _runtime: Runtime | None = None
 
@@ -219,6 +222,8 @@ async def _open_host(
     objects_settings, runtime_settings, cluster = load(
         environment, ObjectsSettings, RuntimeSettings, KubernetesSettings
     )
+    if runtime_settings.kind == "kubernetes":
+        host.options = Allowed.parse(cluster.allow)
     if "objects" in needs:
         from shared.objects import open_object_store
 

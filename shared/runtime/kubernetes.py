@@ -21,7 +21,8 @@ from typing import Any
 from shared.errors import PermanentError, TemporaryError
 from shared.log import get_logger
 from shared.runtime import kubernetes_body as body
-from shared.runtime.kubernetes_api import MERGE, Access, Api, ApiError
+from shared.runtime.kubernetes_access import Access
+from shared.runtime.kubernetes_api import MERGE, Api, ApiError
 from shared.runtime.kubernetes_body import PodDefaults
 from shared.runtime.kubernetes_logs import Logs
 from shared.runtime.kubernetes_options import Allowed

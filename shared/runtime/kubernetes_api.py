@@ -1,8 +1,7 @@
 """The Kubernetes API as the runtime uses it: plain JSON over one aiohttp session, paced, counted, and tried again.
 
-kubernetes-asyncio reads the configuration (kubeconfig with its exec plugins, or the pod's own service account, whose token
-changes) and says how to authenticate. Its generated models are not used: they take longer to build than the API server needs
-to answer, and a watch over ten thousand pods would be all models.
+The generated models of kubernetes-asyncio are not used: they take longer to build than the API server needs to answer, and a
+watch over ten thousand pods would be all models. Where the server is, and who we are, is in `kubernetes_access`.
 """
 
 from __future__ import annotations
@@ -10,21 +9,17 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import ssl
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-from kubernetes_asyncio import config as kube_config
-from kubernetes_asyncio.client import Configuration
 from prometheus_client import Counter as Metric
 
-from shared.errors import ConfigurationError, TemporaryError
-from shared.log import get_logger
+from shared.errors import TemporaryError
+from shared.runtime.kubernetes_access import Access, Server, find_server
 
 PATIENCE = 10.0
 """Seconds that one call is tried again for, before its caller hears of it (T90)."""
@@ -37,7 +32,6 @@ _AGAIN = frozenset({429, 500, 502, 503, 504})
 _CALLS = Metric(
     "hubflow_kubernetes_calls", "Calls of the Kubernetes API, tried again or not", ["verb", "kind", "status"]
 )
-_log = get_logger("runtime")
 
 
 class ApiError(Exception):
@@ -49,27 +43,13 @@ class ApiError(Exception):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
-    """Where the API server is, and how much it may be asked."""
-
-    kubeconfig: str = ""
-    """File; "" for the pod's own service account, or, outside of a cluster, KUBECONFIG and ~/.kube/config."""
-    context: str = ""
-    """Of the kubeconfig; "" for its current one."""
-    calls_per_second: float = 200.0
-    """Calls of this process, with bursts of twice as many; 0: no limit of ours."""
-    server: str = ""
-    """Address in place of the configured one, for who puts something in between."""
-
-
 class Api:
     """One API server. All calls raise ApiError for refusals and TemporaryError while it does not answer."""
 
     def __init__(self, access: Access) -> None:
         self._access = access
         self._pace = _Pace(access.calls_per_second)
-        self._configuration: Configuration | None = None
+        self._server: Server | None = None
         self._session: aiohttp.ClientSession | None = None
         self._opening = asyncio.Lock()
         self.counted: Counter[tuple[str, str]] = Counter()
@@ -111,8 +91,9 @@ class Api:
         session = await self._opened()
         await self._pace.wait()
         limits = aiohttp.ClientTimeout(total=None if idle else TIMEOUT, sock_connect=10, sock_read=idle or TIMEOUT)
-        headers = {"Accept": "application/json", **await self._authorization()}
-        data = None
+        headers, data = {"Accept": "application/json"}, None
+        if self._server is not None and (token := await self._server.token()):
+            headers["Authorization"] = token
         if body is not None:
             data, headers["Content-Type"] = json.dumps(body).encode(), content_type
         kind = _kind_of(path)
@@ -151,50 +132,23 @@ class Api:
     @property
     def address(self) -> str:
         """The server's address, as far as it is known."""
-        return self._access.server or (str(self._configuration.host) if self._configuration else "an unknown address")
+        return self._server.address if self._server else "an unknown address"
 
     async def _opened(self) -> aiohttp.ClientSession:
         async with self._opening:
             if self._session is None:
-                configuration = await self._load()
+                server = await find_server(self._access)
                 # No limit of connections: each log that is followed and each watch occupies one.
-                connector = aiohttp.TCPConnector(limit=0, ssl=_tls(configuration))
-                base = self._access.server or configuration.host
+                connector = aiohttp.TCPConnector(limit=0, ssl=server.tls)
                 self._session = aiohttp.ClientSession(
-                    base, connector=connector, read_bufsize=1 << 21, proxy=configuration.proxy or None
+                    server.address, connector=connector, read_bufsize=1 << 21, proxy=server.proxy
                 )
-                self._configuration = configuration
+                self._server = server
             return self._session
-
-    async def _load(self) -> Configuration:
-        configuration = Configuration()
-        try:
-            if not self._access.kubeconfig and not self._access.context:
-                try:
-                    kube_config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
-                    return configuration
-                except kube_config.ConfigException:
-                    _log.debug("not in a cluster", next="kubeconfig")
-            await kube_config.load_kube_config(
-                self._access.kubeconfig or None, self._access.context or None, client_configuration=configuration
-            )
-        except (kube_config.ConfigException, OSError, ValueError) as error:
-            where = self._access.kubeconfig or "KUBECONFIG, ~/.kube/config"
-            raise ConfigurationError(
-                f"no Kubernetes configuration ({where}: {error}); set HUBFLOW_KUBERNETES_KUBECONFIG, "
-                "or run in a pod with a service account"
-            ) from error
-        return configuration
-
-    async def _authorization(self) -> dict[str, str]:
-        if self._configuration is None:
-            return {}
-        token = await self._configuration.get_api_key_with_prefix("BearerToken")
-        return {"Authorization": token} if token else {}
 
     async def close(self) -> None:
         """Close all connections; a later call opens them anew, with the configuration of then."""
-        session, self._session, self._configuration = self._session, None, None
+        session, self._session = self._session, None
         if session is not None:
             await session.close()
 
@@ -222,18 +176,6 @@ class _Pace:
         self._next = max(self._next, now) + 1 / self._rate
         if (late := self._next - now - 2.0) > 0:
             await asyncio.sleep(late)
-
-
-def _tls(configuration: Configuration) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
-    if configuration.cert_file:
-        context.load_cert_chain(configuration.cert_file, configuration.key_file)
-    if not configuration.verify_ssl:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    # Many clusters' certificates are older than this rule.
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    return context
 
 
 def _kind_of(path: str) -> str:

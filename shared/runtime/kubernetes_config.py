@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shared.errors import ConfigurationError
 from shared.runtime.kubernetes import KubernetesConfig, KubernetesRuntime
-from shared.runtime.kubernetes_api import Access
+from shared.runtime.kubernetes_access import Access
 from shared.runtime.kubernetes_body import PodDefaults
 from shared.runtime.kubernetes_options import Allowed, json_list, json_map, pairs, words
 from shared.runtime.kubernetes_place import Tenancy

@@ -22,7 +22,8 @@ from shared.runtime import docker_body, kubernetes_body, process_folder
 from shared.runtime.docker import DockerRuntime
 from shared.runtime.engine import Engine
 from shared.runtime.kubernetes import KubernetesConfig, KubernetesRuntime
-from shared.runtime.kubernetes_api import MERGE, Access, Api
+from shared.runtime.kubernetes_access import Access
+from shared.runtime.kubernetes_api import MERGE, Api
 from shared.runtime.kubernetes_body import PodDefaults
 from shared.runtime.kubernetes_options import Allowed
 from shared.runtime.kubernetes_place import Tenancy

@@ -10,7 +10,8 @@ import pytest
 
 from shared.db.database import Database, open_database
 from shared.embedded import S3Address
-from shared.runtime.kubernetes_api import Access, Api
+from shared.runtime.kubernetes_access import Access
+from shared.runtime.kubernetes_api import Api
 from shared.runtime.kubernetes_body import selector
 from tests.cluster import NODE_ADDRESS
 from tests.e2e.system import System, open_system
@@ -199,6 +200,16 @@ async def _pods_and_secrets(environment: dict[str, str]) -> int:
     finally:
         await api.close()
     return sum(len(each["items"]) for each in found)
+
+
+async def test_t89_what_the_operator_does_not_allow_is_refused_when_it_is_applied(system: System) -> None:
+    if system.environment["HUBFLOW_RUNTIME_KIND"] != "kubernetes":
+        pytest.skip("other runtimes have no options that would have to be allowed")
+    job = "{name: a, script: 'true', options: {node_selector: {kubernetes.io/hostname: node1}, read_only_root: true}}"
+    source = f"name: greedy\nstages:\n- name: s\n  jobs:\n  - {job}\n"
+    status, problem = await system.ask("PUT", "/api/v1/workflows/greedy", {"source": source})
+    assert (status, problem["code"]) == (422, "options-not-allowed")
+    assert "job a: option 'node_selector' is not allowed here" in problem["detail"]
 
 
 @pytest.mark.parametrize("victim", ["front", "scheduler", "executor", "status_watcher", "log_collector"])

@@ -14,6 +14,8 @@ from aiohttp import web
 
 from tests.cluster import NODE_ADDRESS
 
+_SESSION = web.AppKey("session", aiohttp.ClientSession)
+
 
 class Between:
     """Hands everything on, but for the faults that are switched on."""
@@ -52,10 +54,10 @@ class Between:
         if self.refuse_writes and request.method != "GET":
             return _refusal(self.refuse_writes)
         headers = {key: value for key, value in request.headers.items() if key in {"Content-Type", "Accept"}}
-        async with request.app["session"].request(
+        async with request.app[_SESSION].request(
             request.method,
             f"https://{NODE_ADDRESS}:6443{request.path_qs}",
-            data=await request.read(),
+            data=await request.read() or None,
             headers=headers,
             ssl=self._tls,
             timeout=aiohttp.ClientTimeout(total=None),
@@ -118,7 +120,7 @@ async def opened_between(pki: Path) -> AsyncIterator[Between]:
     app = web.Application(client_max_size=1 << 22)
     app.router.add_route("*", "/{path:.*}", between.handle)
     async with aiohttp.ClientSession(read_bufsize=1 << 21) as session:
-        app["session"] = session
+        app[_SESSION] = session
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.embedded.process import holds
-from shared.runtime.kubernetes_api import Access, Api, ApiError
+from shared.runtime.kubernetes_access import Access
+from shared.runtime.kubernetes_api import Api, ApiError
 from tests.cluster import FOLDER, settings
 from tests.cluster.cluster import NODE_BRIDGE, READY, Cluster, not_built, unavailable
 from tests.cluster.machine import alone, folder_of_running
