@@ -97,7 +97,7 @@ class KubernetesSettings:
     manage_namespaces: bool = setting(
         True, "make namespaces, and keep account, quota, limits and network policy in them as they should be"
     )
-    wrapper_image: str = setting("", "image with the command wrapper (wrapper/Dockerfile); must be set")
+    wrapper_image: str = setting("", "image with the command wrapper (the Dockerfile, target `wrapper`); must be set")
     image_volumes: bool = setting(
         False, "mount the wrapper's image instead of copying from it: quicker; the cluster and its nodes must know how"
     )

@@ -16,7 +16,7 @@ def open_kubernetes(settings: KubernetesSettings, installation: str, default_ima
     if not settings.wrapper_image:
         raise ConfigurationError(
             "HUBFLOW_KUBERNETES_WRAPPER_IMAGE is not set: the image with the command wrapper, as the cluster can pull it "
-            "(wrapper/Dockerfile makes it)"
+            "(target `wrapper` of the Dockerfile)"
         )
     return KubernetesRuntime(config_of(settings, installation, default_image))
 
