@@ -3,14 +3,15 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test test-quick check bench bench-wrapper chaos fuzz wrapper lock clean format
+.PHONY: help demo up down cluster cluster-down test test-quick check bench bench-kubernetes bench-wrapper chaos fuzz wrapper lock
+.PHONY: clean format
 VENV := .venv/installed
 WRAPPER := wrapper/bin/hubflow-wrapper-linux-amd64
 
 help:  ## this list
 	@awk 'BEGIN { FS = ":.*## " } \
 	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	  /^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  T=tests/unit K=quota     choose tests by path and by name"
 	@echo "  RUNS=500 SEED=7 FAULTS=kill,broker RUNTIME=docker     how \`make chaos\` storms (docs/chaos.md)"
@@ -23,6 +24,12 @@ up: $(VENV) $(WRAPPER)  ## start everything and leave it running; prints the con
 	.venv/bin/hubflow dev --detach
 down: $(VENV)  ## stop what `make up` has started
 	.venv/bin/hubflow dev --stop
+
+cluster: $(VENV)  ## a real one-node Kubernetes on this machine (root on Debian; the first time takes 10 minutes)
+	@scripts/packages.sh servers
+	@.venv/bin/python -m tests.cluster up
+cluster-down: $(VENV)  ## end it, and forget its state
+	@.venv/bin/python -m tests.cluster down
 
 ##@ Work on it
 test: $(VENV) $(WRAPPER)  ## all tests, with real RabbitMQ, PostgreSQL, S3, registry and dockerd (minutes)
@@ -40,6 +47,10 @@ format: $(VENV)  ## put the code into shape
 bench: $(VENV) $(WRAPPER)  ## how quick the main line is, beside its floors; writes build/bench.json (needs RabbitMQ)
 	@scripts/packages.sh servers
 	.venv/bin/python -m bench.main_line
+bench-kubernetes: $(VENV) $(WRAPPER)  ## what Hubflow adds to a pod; writes build/bench-kubernetes.json (root on Debian)
+	@scripts/packages.sh servers
+	@.venv/bin/python -m tests.cluster build >/dev/null
+	.venv/bin/python -m bench.kubernetes
 bench-wrapper: $(VENV) $(WRAPPER)  ## CommandWrapper against cat, tar and zstd (minutes); writes build/bench-wrapper.json
 	@scripts/packages.sh zstd curl
 	.venv/bin/python wrapper/bench/bench.py

@@ -25,6 +25,7 @@ COMMANDS = {
     "tenant": ("cli.tenant:tenant", "Create and list tenants, and set their quotas."),
     "serve": ("cli.serving:serve", "Run services of a real installation in this process."),
     "migrate": ("cli.serving:migrate", "Bring the database to this version."),
+    "doctor": ("cli.doctor:doctor", "Check an installation on Kubernetes, and say how to mend it."),
     "version": ("cli.version:version", "Show the version of this command and of the server."),
 }
 """Name -> (module:attribute, help in one line), in the order of `hubflow --help`."""

@@ -18,7 +18,8 @@ Row = dict[str, Any]
 
 STYLES = {
     "succeeded": "green", "failed": "red", "timed_out": "red", "lost": "red", "cancelled": "yellow",
-    "cancelling": "yellow", "paused": "magenta", "running": "cyan", "skipped": "bright_black",
+    "cancelling": "yellow", "paused": "magenta", "running": "cyan", "skipped": "bright_black", "ok": "green",
+    "warning": "yellow",
 }  # fmt: skip
 """State -> colour, in tables and trees."""
 

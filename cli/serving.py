@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+WAIT_SECONDS = 1.0
+"""Between two looks of `migrate --wait`."""
+
 SERVICES = {
     "trigger": "services.trigger.main:SERVICE",
     "scheduler": "services.scheduler.main:SERVICE",
@@ -133,13 +136,21 @@ Example:
 
 Safe to run many times, and by many processes at once.""")  # fmt: skip
 @click.option("--check", is_flag=True, help="Only tell what is missing; exit code 1 if something is.")
-def migrate(check: bool) -> int:
+@click.option(
+    "--wait", is_flag=True, help="Only wait until the database is there and somebody has brought it to this version."
+)
+def migrate(check: bool, wait: bool) -> int:
     """Bring the database to this version."""
     url = os.environ.get("HUBFLOW_DATABASE_URL", "")
     if not url.startswith(("postgresql://", "postgres://")):
         return _wrong_settings("HUBFLOW_DATABASE_URL is not set to a postgresql:// address")
+    if check and wait:
+        raise Failure("choose one of --check and --wait", exit_code=USAGE)
     from shared.errors import PermanentError, TemporaryError
 
+    if wait:
+        run_loop(_until_migrated(url))
+        return 0
     try:
         names = run_loop(_pending(url) if check else _migrate(url))
     except (TemporaryError, PermanentError) as error:
@@ -147,6 +158,27 @@ def migrate(check: bool) -> int:
     word = "missing" if check else "applied"
     click.echo("\n".join(f"{word}: {name}" for name in names) or "the database is up to date")
     return 1 if check and names else 0
+
+
+async def _until_migrated(url: str) -> None:
+    """Ends when nothing is missing; a supervisor sets the limit of time."""
+    import asyncio
+
+    from shared.errors import TemporaryError
+
+    told = ""
+    while True:
+        try:
+            missing = await _pending(url)
+            state = f"waiting for {', '.join(missing)}" if missing else ""
+        except TemporaryError as error:
+            state = f"waiting for the database: {error}"
+        if not state:
+            return
+        if state != told:
+            click.echo(state, err=True)
+            told = state
+        await asyncio.sleep(WAIT_SECONDS)
 
 
 async def _migrate(url: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cli.serving import SERVICES, load_services
 from shared.config import variable
-from shared.settings import HostSettings, ObjectsSettings, RuntimeSettings
+from shared.settings import HostSettings, KubernetesSettings, ObjectsSettings, RuntimeSettings
 
 PLACE = Path(__file__).parents[1] / "docs" / "settings.md"
 
@@ -28,7 +28,12 @@ than one process), `HUBFLOW_PUBLIC_URL`, and `HUBFLOW_S3_*`."""
 
 def document() -> str:
     """The whole of docs/settings.md."""
-    shared = [("Each process", HostSettings), ("Objects", ObjectsSettings), ("Runtime", RuntimeSettings)]
+    shared = [
+        ("Each process", HostSettings),
+        ("Objects", ObjectsSettings),
+        ("Runtime", RuntimeSettings),
+        ("Kubernetes", KubernetesSettings),
+    ]
     services = [(service.name, service.settings) for service in load_services(list(SERVICES))]
     return "\n\n".join([_HEAD, *("\n".join(_section(title, cls)) for title, cls in (*shared, *services))]) + "\n"
 

@@ -12,6 +12,8 @@ compile() {
 }
 compile requirements/runtime.txt pyproject.toml --extra embedded
 compile requirements/dev.txt pyproject.toml requirements/build.in --extra embedded --extra dev -c requirements/runtime.txt
+compile requirements/services.txt pyproject.toml -c requirements/runtime.txt
+compile requirements/build.txt requirements/build.in -c requirements/dev.txt
 compile requirements/go.txt requirements/go.in
 if grep -nE '://|--(index|extra|find)' requirements/*.txt; then
   echo "lock: an address got into the lock files" >&2

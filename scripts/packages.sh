@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Installs the named Debian packages, where that is possible: as root, on Debian. Elsewhere it says what is missing.
-#   scripts/packages.sh servers        what the tests start: RabbitMQ, dockerd, a registry, busybox; and, for the wrapper's tests,
-#                                      zstd, another processor (qemu) and another C library (musl)
+#   scripts/packages.sh servers        what the tests start: RabbitMQ, dockerd, a registry, busybox, Kubernetes' node; and, for the
+#                                      wrapper's tests, zstd, another processor (qemu) and another C library (musl)
 #   scripts/packages.sh NAME...        just these
 set -euo pipefail
 if [ "$*" = servers ]; then
-  set -- rabbitmq-server docker.io docker-registry busybox-static iproute2 git zstd qemu-user-static musl faketime
+  set -- rabbitmq-server docker.io docker-registry busybox-static iproute2 git python3-venv zstd qemu-user-static musl \
+    containerd runc containernetworking-plugins iptables conntrack faketime
 fi
 missing=()
 for package in "$@"; do

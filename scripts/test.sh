@@ -21,6 +21,10 @@ if [ "$which" = all ] && [ -z "${T:-}${K:-}" ]; then
   echo "test: a minute of fuzzing"
   FUZZTIME=12s scripts/fuzz.sh || status=$?
 fi
+# The cluster that tests run against, once for each version; where that cannot be, the tests say so.
+if [ "$which" = all ] && [[ "${T:-}" != tests/unit* ]] && [ -z "${HUBFLOW_TEST_KUBECONFIG:-}" ]; then
+  .venv/bin/python -m tests.cluster build >/dev/null || echo "test: !!! no Kubernetes could be built, see above; its tests are skipped !!!"
+fi
 echo "test: pytest ${options[*]} $chosen"
 # shellcheck disable=SC2086
 .venv/bin/python -m pytest "${options[@]}" ${X:-} $chosen || status=$?

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds CommandWrapper for both processors: static, stripped, the same bytes from the same sources.
+# Builds CommandWrapper for both processors (PROCESSORS=amd64: only that): static, stripped, the same bytes from the same sources.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 go=$(scripts/go.sh)
@@ -13,7 +13,7 @@ if ! GOTOOLCHAIN=local "$go" mod download 2>bin.log; then
 fi
 rm -f bin.log
 mkdir -p bin
-for processor in amd64 arm64; do
+for processor in ${PROCESSORS:-amd64 arm64}; do
   output=bin/hubflow-wrapper-linux-$processor
   CGO_ENABLED=0 GOOS=linux GOARCH=$processor GOTOOLCHAIN=local "$go" build -trimpath -buildvcs=false "${tags[@]}" \
     -ldflags "-s -w -X main.version=$version" -o "$output.new" .

@@ -29,7 +29,8 @@ from shared.db.migrate import migrate, pending
 from shared.db.outbox import Relay
 from shared.errors import ConfigurationError, TemporaryError
 from shared.log import configure, get_logger
-from shared.settings import HostSettings, ObjectsSettings, RuntimeSettings, process_name
+from shared.runtime.kubernetes_options import Allowed
+from shared.settings import HostSettings, KubernetesSettings, ObjectsSettings, RuntimeSettings, process_name
 from shared.vault import Vault
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Host:
     vault: Vault
     public_url: str = ""
     """Without a slash at the end."""
+    options: Allowed | None = None
+    """What workflows may set in `options` of a job; None where the runtime itself says so when the job starts."""
     _objects: ObjectStore | None = None
     _runtime: Runtime | None = None
 
@@ -180,11 +183,12 @@ async def _named(name: str, task: Callable[[], Awaitable[None]]) -> None:
 
 def _load(services: Sequence[Service], environment: Mapping[str, str]) -> tuple[HostSettings, list[Any]]:
     """All settings, or ConfigurationError with every problem."""
-    classes: list[type[Any]] = [HostSettings, ObjectsSettings, RuntimeSettings, *(each.settings for each in services)]
+    shared: list[type[Any]] = [HostSettings, ObjectsSettings, RuntimeSettings, KubernetesSettings]
+    classes = [*shared, *(each.settings for each in services)]
     loaded = load(environment, *classes)
     for warning in unknown_variables(environment, classes):
         _log.warning("setting unknown", problem=warning)
-    return loaded[0], list(loaded[3:])
+    return loaded[0], list(loaded[len(shared) :])
 
 
 def check(services: Sequence[Service], environment: Mapping[str, str]) -> None:
@@ -216,7 +220,11 @@ async def _open_host(
     database.relay = Relay(database, bus)
     host = Host(process_name(), settings, database, bus, SystemClock(), Vault(settings.secret_key))
     needs = frozenset[str]().union(*(each.needs for each in services))
-    objects_settings, runtime_settings = load(environment, ObjectsSettings, RuntimeSettings)
+    objects_settings, runtime_settings, cluster = load(
+        environment, ObjectsSettings, RuntimeSettings, KubernetesSettings
+    )
+    if runtime_settings.kind == "kubernetes":
+        host.options = Allowed.parse(cluster.allow)
     if "objects" in needs:
         from shared.objects import open_object_store
 
@@ -224,7 +232,7 @@ async def _open_host(
     if "runtime" in needs:
         from shared.runtime.select import config_of, open_runtime
 
-        host._runtime = await open_runtime(config_of(runtime_settings))
+        host._runtime = await open_runtime(config_of(runtime_settings, cluster))
         stack.push_async_callback(host._runtime.close)
     return host
 

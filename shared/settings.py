@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from shared import crash
 from shared.config import setting
 from shared.log import LEVELS
+from shared.runtime.kubernetes_options import Allowed, json_list, json_map, pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class RuntimeSettings:
 
     PREFIX = "RUNTIME"
 
-    kind: str = setting("auto", "auto (an engine if one answers, else processes), process or docker")
+    kind: str = setting("auto", "auto (an engine if one answers, else processes), process, docker or kubernetes")
     process_root: str = setting(
         "", "folder of the process runtime; shared by executor, status_watcher and log_collector"
     )
@@ -84,6 +85,69 @@ class RuntimeSettings:
     allow_host: bool = setting(False, "processes: run commands that were meant for an image on this machine")
     search_path: str = setting("", "processes: the jobs' PATH; empty: the system's default")
     installation: str = setting("default", "marks this installation's containers among others on the same engine")
+
+
+@dataclass(frozen=True, slots=True)
+class KubernetesSettings:
+    """The cluster, where HUBFLOW_RUNTIME_KIND is kubernetes (docs/kubernetes.md)."""
+
+    PREFIX = "KUBERNETES"
+
+    kubeconfig: str = setting("", "kubeconfig; empty: the pod's own account, else KUBECONFIG, else ~/.kube/config")
+    context: str = setting("", "context of the kubeconfig; empty: its current one")
+    calls_per_second: float = setting(
+        200.0, "calls of the API server by this process, twice as many at once; 0: no limit"
+    )
+    namespace: str = setting("hubflow-jobs", "namespace of jobs; per tenant: what each one's name begins with")
+    namespace_per_tenant: bool = setting(False, "each tenant's jobs have a namespace of their own")
+    manage_namespaces: bool = setting(
+        True, "make namespaces, and keep account, quota, limits and network policy in them as they should be"
+    )
+    wrapper_image: str = setting("", "image with the command wrapper (the Dockerfile, target `wrapper`); must be set")
+    image_volumes: bool = setting(
+        False, "mount the wrapper's image instead of copying from it: quicker; the cluster and its nodes must know how"
+    )
+    allow: str = setting(
+        "",
+        "what workflows may set in `options`, for example: runtime_class=kata|gvisor, node_selector=pool, tolerations",
+    )
+    node_selector: str = setting("", "labels of the nodes for all jobs: key=value, separated by commas")
+    tolerations: str = setting("", "tolerations of all jobs: a JSON list")
+    priority_class: str = setting("", "priority class of jobs that choose none")
+    runtime_class: str = setting("", "runtime class of jobs that choose none")
+    pull_secrets: str = setting("", "secrets in the jobs' namespace for pulling images, separated by commas")
+    ephemeral_storage: str = setting("", "disk that a job may use if it names no amount, for example 10Gi")
+    restricted: bool = setting(
+        False, "Pod Security level restricted instead of baseline: images that run as root are refused"
+    )
+    quota: str = setting("", 'ResourceQuota of each namespace: JSON such as {"pods": "200", "limits.cpu": "100"}')
+    limits: str = setting("", 'LimitRange of each namespace: JSON such as {"default": {"memory": "1Gi"}}')
+    egress: str = setting("0.0.0.0/0, ::/0", "networks that jobs may connect to; names are always resolved")
+    egress_except: str = setting("169.254.0.0/16", "networks among these that they may not: cloud metadata, for one")
+    shared_class: str = setting("", "StorageClass (ReadWriteMany) of WORKFLOW_CACHE; empty: jobs cannot share a folder")
+    shared_size: str = setting("10Gi", "size of such a volume")
+    pull_seconds: float = setting(300.0, "how long images of a job are pulled before it fails with ImagePull")
+    create_seconds: float = setting(60.0, "how long kubelet may fail to create a container before the job fails")
+    lost_seconds: int = setting(60, "how long a node may be silent before its jobs count as lost")
+
+    def __post_init__(self) -> None:
+        problems = []
+        for name, parse in _KUBERNETES_PARSED.items():
+            try:
+                parse(getattr(self, name))
+            except ValueError as error:
+                problems.append(f"HUBFLOW_KUBERNETES_{name.upper()}: {error}")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+_KUBERNETES_PARSED = {
+    "allow": Allowed.parse,
+    "node_selector": pairs,
+    "tolerations": json_list,
+    "quota": json_map,
+    "limits": json_map,
+}
 
 
 def process_name() -> str:

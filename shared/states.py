@@ -106,6 +106,8 @@ class Reason(enum.StrEnum):
     """An input names an output, secret or variable that does not exist."""
     UNSUPPORTED = "Unsupported"
     """The runtime here cannot do what the job asks for."""
+    INIT_FAILED = "InitFailed"
+    """What prepares the container (bringing the command wrapper) failed."""
     # caches and artifacts
     RESTORE_FAILED = "RestoreFailed"
     """A cache or artifact that the job needs could not be fetched or unpacked."""
@@ -148,6 +150,13 @@ class Reason(enum.StrEnum):
 
 
 INFRASTRUCTURE_REASONS = frozenset(
-    {Reason.NODE_LOST, Reason.EVICTED, Reason.CONTAINER_GONE, Reason.WRAPPER_FAILED, Reason.RESTORE_FAILED}
+    {
+        Reason.NODE_LOST,
+        Reason.EVICTED,
+        Reason.CONTAINER_GONE,
+        Reason.INIT_FAILED,
+        Reason.WRAPPER_FAILED,
+        Reason.RESTORE_FAILED,
+    }
 )
 """Failures that are not the user's; before the user's code has started they are retried without using up its retries."""

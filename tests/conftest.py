@@ -5,11 +5,12 @@
     s3              shared.embedded.S3Address of a real S3; make a bucket of your own
     rabbitmq        tests.servers.rabbitmq.RabbitMQ (a test that kills it starts it again)
     amqp_url        URL of a fresh virtual host in it
+    kubernetes      tests.servers.kubernetes.Kubernetes: a real cluster with the images of tests/cluster/images.py
     dockerd         tests.servers.dockerd.Dockerd with the images of tests/servers/images.py loaded
     registry        tests.servers.registry.Registry, open to all
 
-Tests that use rabbitmq, dockerd or registry get the marker `servers` by themselves, and are skipped, with a line that
-cannot be overlooked, where these cannot be started.
+Tests that use kubernetes, rabbitmq, dockerd or registry get the marker `servers` by themselves, and are skipped, with a
+line that cannot be overlooked, where these cannot be started.
 """
 
 from __future__ import annotations
@@ -27,17 +28,22 @@ import pytest
 from shared.db.database import open_database
 from shared.db.migrate import migrate
 from shared.embedded import S3Address, embedded_postgres, embedded_s3
+from tests.cluster.images import job_images, wrapper_image
 from tests.servers import RABBITMQ, missing
 from tests.servers.dockerd import Dockerd, started_dockerd
 from tests.servers.images import TEST_IMAGES, write_archive
+from tests.servers.kubernetes import Kubernetes, found_kubernetes
+from tests.servers.kubernetes import missing as missing_kubernetes
 from tests.servers.rabbitmq import RabbitMQ, started_rabbitmq
 from tests.servers.registry import Registry, started_registry
 
 _PROGRAMS = {
+    "kubernetes": (),
     "rabbitmq": (str(RABBITMQ), "epmd"),
     "dockerd": ("dockerd", "containerd", "runc", "ip", "/bin/busybox"),
     "registry": ("docker-registry",),
 }
+_WRAPPER = Path(__file__).parents[1] / "wrapper" / "bin" / "hubflow-wrapper-linux-amd64"
 _LACKING = pytest.StashKey[dict[str, str]]()
 
 
@@ -50,6 +56,8 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     lacking = {name: reason for name, programs in _PROGRAMS.items() if (reason := missing(*programs))}
+    if reason := missing_kubernetes():
+        lacking["kubernetes"] = reason
     config.stash[_LACKING] = {}
     for item in items:
         wanted = [name for name in _PROGRAMS if name in getattr(item, "fixturenames", ())]
@@ -57,7 +65,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             continue
         item.add_marker(pytest.mark.servers)
         # With `--dist loadgroup` one worker starts the slow server, instead of each its own.
-        item.add_marker(pytest.mark.xdist_group(wanted[0]))
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(wanted[0]))
         for name in wanted:
             if name in lacking:
                 config.stash[_LACKING][name] = lacking[name]
@@ -169,3 +178,10 @@ async def dockerd(server_folder: Path, image_archive: Path) -> AsyncIterator[Doc
 async def registry(server_folder: Path) -> AsyncIterator[Registry]:
     async with started_registry(server_folder / "registry") as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+async def kubernetes(server_folder: Path) -> AsyncIterator[Kubernetes]:
+    async with found_kubernetes() as found:
+        await found.load([wrapper_image(_WRAPPER), *job_images()], server_folder)
+        yield found

@@ -127,6 +127,8 @@ def _of_document(document: Mapping[str, Any], seen: Observation) -> tuple[str, s
         # Who asked for it is the scheduler's to say; without a request of ours the place itself has ended it.
         if seen.reason in _OF_THE_PLACE:
             return JobState.LOST, seen.reason, seen.message or told or _GONE
+        if seen.reason == Reason.JOB_TIMEOUT:
+            return JobState.TIMED_OUT, seen.reason, seen.message or told
         return JobState.CANCELLED, Reason.CANCELLED, told or "it was told to end and has ended"
     reason, otherwise = _WRAPPER_FAILURES.get(
         outcome,
@@ -155,6 +157,8 @@ def _of_success(document: Mapping[str, Any]) -> tuple[str, str, str]:
 def _without_document(seen: Observation) -> tuple[str, str, str]:
     if seen.reason in _OF_THE_PLACE:
         return JobState.LOST, seen.reason, seen.message or _GONE
+    if seen.reason == Reason.JOB_TIMEOUT:
+        return JobState.TIMED_OUT, seen.reason, seen.message or "it ran longer than its `timeout`"
     if seen.reason == Reason.CANCELLED:
         return JobState.CANCELLED, Reason.CANCELLED, seen.message or "it was stopped before it could tell how it ended"
     if seen.reason == Reason.OOM_KILLED:

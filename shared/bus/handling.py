@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from dataclasses import dataclass
+
+from prometheus_client import Histogram
 
 from shared.bus.protocol import Consumer, Message
 from shared.errors import PermanentError, TemporaryError, UnavailableError
@@ -16,7 +19,11 @@ close the channel (T72)."""
 
 OUTAGE_DELAYS = 2
 """While a server is away the second of the usual delays is taken, again and again: 5 seconds."""
-
+_AGE = Histogram(
+    "hubflow_event_age_seconds", "How old an event is when its handler is called for the first time", ["queue"],
+    buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000),
+)  # fmt: skip
+"""By it one sees that a service needs more replicas (k8s/components/autoscaling)."""
 _log = get_logger("bus")
 
 
@@ -36,6 +43,8 @@ _HANDLED = Verdict()
 
 async def handle(consumer: Consumer, message: Message) -> Verdict:
     """Call the handler and translate what it raised. Raises nothing but CancelledError."""
+    if message.tries == 1 and message.id.version == 7:  # whose first 48 bits are the milliseconds of its making
+        _AGE.labels(consumer.name).observe(max(0.0, time.time() - (message.id.int >> 80) / 1000))
     try:
         async with asyncio.timeout(HANDLER_TIMEOUT):
             await consumer.handler(message)

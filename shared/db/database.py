@@ -36,6 +36,8 @@ _AWAY = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # what asyncpg says of a connection that is being lost at this very moment
     asyncpg.CannotConnectNowError,
+    asyncpg.InvalidAuthorizationSpecificationError,  # a password that is being changed
+    asyncpg.InvalidCatalogNameError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.TooManyConnectionsError,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared.errors import ConfigurationError, HubflowError
@@ -12,7 +12,7 @@ from shared.runtime.docker import DEFAULT_IMAGE, DockerRuntime
 from shared.runtime.process import ProcessRuntime
 from shared.runtime.protocol import Runtime
 from shared.runtime.wrapper import binary_for
-from shared.settings import RuntimeSettings
+from shared.settings import KubernetesSettings, RuntimeSettings
 
 KINDS = ("auto", "process", "docker", "kubernetes")
 DOCKER_HOST = "unix:///var/run/docker.sock"
@@ -43,9 +43,10 @@ class RuntimeConfig:
     """Process runtime: run commands that were meant for an image on this machine."""
     search_path: str = os.defpath
     """Process runtime: the jobs' PATH."""
+    kubernetes: KubernetesSettings = field(default_factory=KubernetesSettings)
 
 
-def config_of(settings: RuntimeSettings) -> RuntimeConfig:
+def config_of(settings: RuntimeSettings, kubernetes: KubernetesSettings | None = None) -> RuntimeConfig:
     """The same as a process's settings have it, with what is left out filled in."""
     built = Path(__file__).resolve().parents[2] / "wrapper" / "bin"
     return RuntimeConfig(
@@ -58,6 +59,7 @@ def config_of(settings: RuntimeSettings) -> RuntimeConfig:
         default_image=settings.default_image or DEFAULT_IMAGE,
         allow_host=settings.allow_host,
         search_path=settings.search_path or os.defpath,
+        kubernetes=kubernetes or KubernetesSettings(),
     )
 
 
@@ -69,7 +71,9 @@ async def open_runtime(config: RuntimeConfig) -> Runtime:
     if config.kind not in KINDS:
         raise ConfigurationError(f"runtime {config.kind!r} does not exist; choose one of {', '.join(KINDS)}")
     if config.kind == "kubernetes":
-        raise ConfigurationError("the kubernetes runtime is not part of this build yet; choose docker or process")
+        from shared.runtime.kubernetes_config import open_kubernetes  # its client takes a second to load
+
+        return open_kubernetes(config.kubernetes, config.installation, config.default_image)
     if not config.wrapper_path.exists():
         raise ConfigurationError(f"the command wrapper {config.wrapper_path} is missing; build it with `make wrapper`")
     if config.kind == "process":

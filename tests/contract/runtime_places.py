@@ -1,25 +1,35 @@
-"""Where the runtime contract is tested: plain processes below a temporary folder, and a real Docker engine."""
+"""Where the runtime contract is tested: plain processes below a temporary folder, a real Docker engine, a real Kubernetes."""
 
 from __future__ import annotations
 
+import asyncio
 import io
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from shared.runtime import docker_body, process_folder
+from shared.runtime import docker_body, kubernetes_body, process_folder
 from shared.runtime.docker import DockerRuntime
 from shared.runtime.engine import Engine
+from shared.runtime.kubernetes import KubernetesConfig, KubernetesRuntime
+from shared.runtime.kubernetes_access import Access
+from shared.runtime.kubernetes_api import MERGE, Api
+from shared.runtime.kubernetes_body import PodDefaults
+from shared.runtime.kubernetes_options import Allowed
+from shared.runtime.kubernetes_place import Tenancy
 from shared.runtime.process import ProcessRuntime
-from shared.runtime.protocol import ContainerSpec, Resources, Runtime
+from shared.runtime.protocol import ContainerSpec, Resources, Runtime, container_name
+from tests.servers.kubernetes import SHARED_CLASS
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "hubflow-test:1"
@@ -42,6 +52,8 @@ class Place:
         """A new runtime object, as another service would have it."""
         if self.kind == "process":
             return ProcessRuntime(Path(self.where), Path(self.wrapper))
+        if self.kind == "kubernetes":
+            return KubernetesRuntime(kubernetes_config(self.where, self.wrapper, self.installation))
         return DockerRuntime(self.where, Path(self.wrapper), self.installation, default_image=IMAGE, takeover_after=1.0)
 
     @asynccontextmanager
@@ -69,12 +81,20 @@ class Place:
             uid = process_folder.new_uid()
             with process_folder.prepared(runtime._layout, spec, runtime._document(spec, uid), uid) as container:
                 assert container is not None
+        elif isinstance(runtime, KubernetesRuntime):
+            namespace = await runtime._namespaces.ready("t1")
+            content = kubernetes_body.pod(spec, runtime._config.defaults, kubernetes_body.new_secret_name(spec.name))
+            assert await runtime._create_pod(spec.name, namespace, content)
         else:
             assert await runtime._starter._create(spec, IMAGE)
 
     async def remove_by_hand(self, name: str) -> None:
         if self.kind == "process":
             shutil.rmtree(Path(self.where, "containers", name))
+        elif self.kind == "kubernetes":
+            # Not only deleted, which the finalizer would outlast.
+            await self.patch(name, {"metadata": {"finalizers": None}})
+            await self.cluster("DELETE", self.pod_path(name))
         else:
             await self.engine("DELETE", f"/containers/{name}", query={"force": "1"})
 
@@ -82,6 +102,8 @@ class Place:
         """The wrapper is killed by somebody who is not Hubflow."""
         if self.kind == "process":
             os.kill(self._noted_pid(name), 9)
+        elif self.kind == "kubernetes":
+            os.kill(await self._task_pid(name), 9)
         else:
             await self.engine("POST", f"/containers/{name}/kill", query={"signal": "KILL"})
 
@@ -102,13 +124,69 @@ class Place:
         finally:
             await engine.close()
 
+    # Kubernetes only
+
+    async def cluster(self, method: str, path: str, **options):
+        api = Api(Access(self.where))
+        try:
+            return await api.call(method, path, **options)
+        finally:
+            await api.close()
+
+    def pod_path(self, name: str) -> str:
+        return f"/api/v1/namespaces/{self.installation}/pods/{name}"
+
+    async def patch(self, name: str, content: dict) -> None:
+        await self.cluster("PATCH", self.pod_path(name), body=content, content_type=MERGE)
+
+    async def _task_pid(self, name: str) -> int:
+        pod = await self.cluster("GET", self.pod_path(name))
+        identity = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
+        socket = Path(self.where).parent / "containerd.sock"
+        listed = subprocess.run(
+            ["ctr", "-a", str(socket), "-n", "k8s.io", "task", "ls"], capture_output=True, text=True, check=True
+        )
+        return next(int(line.split()[1]) for line in listed.stdout.splitlines() if line.startswith(identity))
+
+    async def _pod_traces(self, name: str) -> list[str]:
+        """Its Secret, and the pod unless it is on its way out."""
+        found = []
+        for kind in ("pods", "secrets"):
+            items = (await self.cluster("GET", f"/api/v1/namespaces/{self.installation}/{kind}"))["items"]
+            found += [item["metadata"] for item in items if item["metadata"]["name"].startswith(name)]
+        leaving = [each for each in found if each.get("deletionTimestamp") and not each.get("finalizers")]
+        return [each["name"] for each in found if each not in leaving]
+
     async def traces(self, name: str) -> list[str]:
         """All that is still there of a container."""
         if self.kind == "process":
             return self._paths(name)
+        if self.kind == "kubernetes":
+            return await self._pod_traces(name)
         filters = json.dumps({"name": [name]})
         found = await self.engine("GET", "/containers/json", query={"all": "1", "filters": filters})
         return [entry["Id"] for entry in found]
+
+
+def kubernetes_config(kubeconfig: str, images: str, installation: str, **more) -> KubernetesConfig:
+    """A runtime with a namespace of its own, named after its installation."""
+    return KubernetesConfig(
+        access=Access(kubeconfig, **more.pop("access", {})),
+        defaults=PodDefaults(installation, f"{images}/job:1", f"{images}/wrapper:1", **more.pop("defaults", {})),
+        tenancy=Tenancy(namespace=installation, **more.pop("tenancy", {})),
+        allowed=Allowed.parse(more.pop("allow", "")),
+        shared_class=SHARED_CLASS,
+        **more,
+    )
+
+
+async def clean_kubernetes(place: Place) -> None:
+    """Remove the namespace and all pods that tests have left in it."""
+    pods = f"/api/v1/namespaces/{place.installation}/pods"
+    for found in (await place.cluster("GET", pods))["items"]:
+        if found["metadata"].get("finalizers"):
+            await place.patch(found["metadata"]["name"], {"metadata": {"finalizers": None}})
+    await place.cluster("DELETE", f"/api/v1/namespaces/{place.installation}")
 
 
 def spec(name: str, script: str, *, image: str = "", shared: str = "", command: list[str] | None = None, **more):
@@ -136,6 +214,50 @@ def spec(name: str, script: str, *, image: str = "", shared: str = "", command: 
         shared_directory=shared,
         **own,
     )
+
+
+class Watcher:
+    """A status watcher that remembers what it was told."""
+
+    def __init__(self, runtime):
+        self.told = []
+        self._changed = asyncio.Condition()
+        self._task = asyncio.create_task(self._run(runtime))
+
+    async def _run(self, runtime):
+        async for observation in runtime.watch():
+            async with self._changed:
+                self.told.append(observation)
+                self._changed.notify_all()
+
+    def of(self, name):
+        return [observation for observation in self.told if observation.name == name]
+
+    async def until(self, name, phase=None, timeout=40.0):
+        """The first observation of this phase (None: of any)."""
+        async with asyncio.timeout(timeout), self._changed:
+            while True:
+                for observation in self.of(name):
+                    if phase in {None, observation.phase}:
+                        return observation
+                if self._task.done():
+                    self._task.result()
+                await self._changed.wait()
+
+    async def close(self):
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+
+async def read(runtime, name, offset=0, *, follow=False):
+    return b"".join([chunk async for chunk in runtime.logs(name, offset, follow=follow)])
+
+
+_numbers = itertools.count()
+
+
+def new_name(job: str = "build") -> str:
+    return container_name(uuid.uuid4().hex, job, next(_numbers))
 
 
 def build_wrapper(folder: Path) -> Path:

@@ -7,10 +7,12 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import pytest
+from prometheus_client import REGISTRY
 
 from shared.bus.amqp import open_amqp_bus
 from shared.bus.memory import MemoryBus
 from shared.bus.protocol import Bus, Consumer, DeadMessage, Message, topic_matcher
+from shared.clock import new_id
 from shared.errors import PermanentError, TemporaryError, UnavailableError
 
 QUICK = (0.05, 0.05)
@@ -261,3 +263,21 @@ async def test_stopping_finishes_what_is_in_hand_and_takes_nothing_new(bus: Bus)
 )  # fmt: skip
 def test_topics_match_as_in_a_topic_exchange(pattern: str, topic: str, matches: bool) -> None:
     assert topic_matcher([pattern])(topic) is matches
+
+
+async def test_how_long_events_have_waited_can_be_measured(bus: Bus) -> None:
+    handled = asyncio.Event()
+
+    async def handler(_: Message) -> None:
+        handled.set()
+
+    name = f"measured-{uuid.uuid4().hex[:8]}"
+    await bus.consume(Consumer(name, ("acme.#",), handler))
+    await bus.publish(Message(new_id(), "acme.run.created", b"x"))
+    await asyncio.wait_for(handled.wait(), 10)
+    count, total = (
+        REGISTRY.get_sample_value(f"hubflow_event_age_seconds_{what}", {"queue": name}) for what in ("count", "sum")
+    )
+    assert count == 1
+    assert total is not None
+    assert 0 <= total < 10

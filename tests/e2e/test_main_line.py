@@ -10,8 +10,13 @@ import pytest
 
 from shared.db.database import Database, open_database
 from shared.embedded import S3Address
+from shared.runtime.kubernetes_access import Access
+from shared.runtime.kubernetes_api import Api
+from shared.runtime.kubernetes_body import selector
+from tests.cluster import NODE_ADDRESS
 from tests.e2e.system import System, open_system
 from tests.servers.dockerd import Dockerd
+from tests.servers.kubernetes import SHARED_CLASS, Kubernetes, missing
 from tests.servers.rabbitmq import RabbitMQ
 
 pytestmark = pytest.mark.servers
@@ -53,16 +58,37 @@ stages:
 """
 
 
-@pytest.fixture(scope="module", params=["process", pytest.param("docker", marks=pytest.mark.xdist_group("dockerd"))])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "process",
+        pytest.param("docker", marks=pytest.mark.xdist_group("dockerd")),
+        pytest.param("kubernetes", marks=pytest.mark.xdist_group("kubernetes")),
+    ],
+)
 def runtime(request: pytest.FixtureRequest) -> dict[str, str]:
-    """Settings of each runtime; the engine is started only for its own tests."""
+    """Settings of each runtime; engine and cluster are started only for their own tests."""
     if request.param == "process":
         return {}
-    engine: Dockerd = request.getfixturevalue("dockerd")
     s3: S3Address = request.getfixturevalue("s3")
+    if request.param == "kubernetes":
+        return _on_kubernetes(request, s3)
+    engine: Dockerd = request.getfixturevalue("dockerd")
     return {
         "runtime_kind": "docker", "runtime_docker_host": engine.url, "runtime_default_image": "hubflow-test/busybox:latest",
         "s3_job_endpoint": f"http://{engine.gateway}:{s3.endpoint.rpartition(':')[2]}",
+    }  # fmt: skip
+
+
+def _on_kubernetes(request: pytest.FixtureRequest, s3: S3Address) -> dict[str, str]:
+    if reason := missing():
+        pytest.skip(f"kubernetes: {reason}")
+    cluster: Kubernetes = request.getfixturevalue("kubernetes")
+    return {
+        "runtime_kind": "kubernetes", "runtime_default_image": cluster.image("job:1"),
+        "kubernetes_kubeconfig": str(cluster.kubeconfig), "kubernetes_namespace": "hubflow-test-main-line",
+        "kubernetes_wrapper_image": cluster.image("wrapper:1"), "kubernetes_shared_class": SHARED_CLASS,
+        "s3_job_endpoint": f"http://{NODE_ADDRESS}:{s3.endpoint.rpartition(':')[2]}",
     }  # fmt: skip
 
 
@@ -156,11 +182,34 @@ async def containers(system: System) -> int:
     """How many containers of jobs exist, on the runtime's own side."""
     if system.environment["HUBFLOW_RUNTIME_KIND"] == "process":
         return sum(1 for _ in (system.folder / "jobs" / "containers").iterdir())
+    if system.environment["HUBFLOW_RUNTIME_KIND"] == "kubernetes":
+        return await _pods_and_secrets(system.environment)
     import aiodocker
 
     async with aiodocker.Docker(system.environment["HUBFLOW_RUNTIME_DOCKER_HOST"]) as engine:
         installation = system.environment["HUBFLOW_RUNTIME_INSTALLATION"]
         return len(await engine.containers.list(all=True, filters={"label": [f"hubflow.installation={installation}"]}))
+
+
+async def _pods_and_secrets(environment: dict[str, str]) -> int:
+    api = Api(Access(environment["HUBFLOW_KUBERNETES_KUBECONFIG"]))
+    place = f"/api/v1/namespaces/{environment['HUBFLOW_KUBERNETES_NAMESPACE']}"
+    mine = {"labelSelector": selector(environment["HUBFLOW_RUNTIME_INSTALLATION"])}
+    try:
+        found = [await api.call("GET", f"{place}/{kind}", query=mine) for kind in ("pods", "secrets")]
+    finally:
+        await api.close()
+    return sum(len(each["items"]) for each in found)
+
+
+async def test_t89_what_the_operator_does_not_allow_is_refused_when_it_is_applied(system: System) -> None:
+    if system.environment["HUBFLOW_RUNTIME_KIND"] != "kubernetes":
+        pytest.skip("other runtimes have no options that would have to be allowed")
+    job = "{name: a, script: 'true', options: {node_selector: {kubernetes.io/hostname: node1}, read_only_root: true}}"
+    source = f"name: greedy\nstages:\n- name: s\n  jobs:\n  - {job}\n"
+    status, problem = await system.ask("PUT", "/api/v1/workflows/greedy", {"source": source})
+    assert (status, problem["code"]) == (422, "options-not-allowed")
+    assert "job a: option 'node_selector' is not allowed here" in problem["detail"]
 
 
 @pytest.mark.parametrize("victim", ["front", "scheduler", "executor", "status_watcher", "log_collector"])

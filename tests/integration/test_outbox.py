@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import uuid
 from collections.abc import AsyncIterator
 
@@ -193,3 +195,15 @@ async def test_an_unreachable_database_is_a_temporary_error_without_its_password
         async with open_database("postgresql://user:s3cret@127.0.0.1:9/none"):
             pass
     assert "s3cret" not in str(caught.value)
+
+
+async def test_who_waits_for_migrations_goes_on_when_somebody_has_made_them(empty_database: str) -> None:
+    waiting = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "cli.main", "migrate", "--wait",
+        env={**os.environ, "HUBFLOW_DATABASE_URL": empty_database}, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert waiting.stderr is not None
+    assert b"waiting for 0001" in await asyncio.wait_for(waiting.stderr.readline(), 60)
+    async with open_database(empty_database) as database:
+        await migrate(database)
+    assert await asyncio.wait_for(waiting.wait(), 30) == 0

@@ -38,13 +38,14 @@ async def started_registry(
     token: Mapping[str, str] | None = None,
     notify: str = "",
     bind: str = "127.0.0.1",
+    port: int = 0,
 ) -> AsyncIterator[Registry]:
     """A registry with its blobs in `folder` (made). Fast: 50 ms.
 
     `users`: name -> password, basic authentication. `token`: {realm, service, issuer, rootcertbundle} of a token server.
-    `notify`: URL that is told of each push (registry notifications). `bind`: address to listen on.
+    `notify`: URL that is told of each push (registry notifications). `bind`, `port`: to listen on; port 0 for any.
     """
-    port = free_ports(1)[0]
+    port = port or free_ports(1)[0]
     configuration = _configure(folder, f"{bind}:{port}", users, token, notify)
     program = shutil.which("docker-registry") or "docker-registry"
     log = folder / "registry.log"

@@ -17,6 +17,8 @@ from shared.errors import TemporaryError
         asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation"),
         asyncpg.InterfaceError("connection is closed"),
         asyncpg.CannotConnectNowError("the database system is starting up"),
+        asyncpg.InvalidPasswordError("password authentication failed"),
+        asyncpg.InvalidCatalogNameError("database does not exist"),
         ConnectionRefusedError(111, "Connect call failed"),
     ],
 )

@@ -24,7 +24,7 @@ from services.console.store import audit
 from services.console.store import workflows as store
 from shared import http
 from shared.api import Call, Endpoint, Listing, Page, listing
-from shared.errors import UserError
+from shared.errors import PermanentError, UserError
 from shared.events import WorkflowApplied
 from shared.ingress import SOURCES
 from shared.workflow.parser import ParsedWorkflow, parse_workflow
@@ -40,9 +40,27 @@ async def apply_workflow(call: Call, context: Context) -> web.Response:
             f"the file is of the workflow {parsed.model.name!r}, the address names {name!r}", code="wrong-name", status=422,
             hint="a workflow is applied under the name that its file has",
         )  # fmt: skip
+    _check_options(parsed, context)
     answer = await (_dry_run if query.dry_run else _apply)(call, context, source, parsed)
     warnings = [{**fault.as_dict(), "rendered": fault.render()} for fault in parsed.warnings]
     return http.reply({"name": name, **answer, "dry_run": query.dry_run, "warnings": warnings})
+
+
+def _check_options(parsed: ParsedWorkflow, context: Context) -> None:
+    """What the operator does not allow is said now and not when the job starts (T89)."""
+    if context.host.options is None:
+        return
+    problems = []
+    for _, job in parsed.model.jobs():
+        try:
+            context.host.options.check(job.options)
+        except PermanentError as error:
+            problems.append(f"job {job.name}: {error}")
+    if problems:
+        raise UserError(
+            "The workflow asks for what it may not have here.\n" + "\n".join(problems), code="options-not-allowed",
+            status=422, hint="leave it out of `options`, or ask the operator of this installation for it",
+        )  # fmt: skip
 
 
 async def _apply(call: Call, context: Context, source: str, parsed: ParsedWorkflow) -> dict[str, Any]:

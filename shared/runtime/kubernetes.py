@@ -1,0 +1,327 @@
+"""Attempts as pods of a Kubernetes cluster.
+
+An attempt costs five writes: its pod, the Secret with its job document, and at the end the release of the pod and the
+deletion of both. The pod comes first and is the lock: its name is the attempt's. It waits on its node for the Secret, which
+belongs to it; whoever starts the same attempt again completes what is missing. A finalizer keeps the pod until `remove`:
+whoever deletes it, its outcome can still be read.
+
+What is sent is in `kubernetes_body`, what is read from it in `kubernetes_read`, the watch in `kubernetes_watch`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from shared.errors import PermanentError, TemporaryError
+from shared.log import get_logger
+from shared.runtime import kubernetes_body as body
+from shared.runtime.kubernetes_access import Access
+from shared.runtime.kubernetes_api import MERGE, Api, ApiError
+from shared.runtime.kubernetes_body import PodDefaults
+from shared.runtime.kubernetes_logs import Logs
+from shared.runtime.kubernetes_options import Allowed
+from shared.runtime.kubernetes_place import Namespaces, Tenancy
+from shared.runtime.kubernetes_read import Pod, hopeless, observe, pod_of
+from shared.runtime.kubernetes_watch import IDLE, Pods
+from shared.runtime.protocol import ContainerSpec, Observation, Phase
+from shared.runtime.telling import Telling
+from shared.states import Reason
+
+LOOK_EVERY = 1.0
+"""Seconds between looks at pods that do not start, and at those whose node says nothing."""
+LEAVING = 0.2
+_log = get_logger("runtime")
+
+
+@dataclass(frozen=True, slots=True)
+class KubernetesConfig:
+    """All that the operator decides."""
+
+    access: Access
+    defaults: PodDefaults
+    tenancy: Tenancy
+    allowed: Allowed
+    pull_seconds: float = 300.0
+    """How long images are pulled before that counts as failed."""
+    create_seconds: float = 60.0
+    """The same for what kubelet does before a container starts."""
+    shared_class: str = ""
+    """StorageClass (ReadWriteMany) of what jobs of a run share; "": they cannot share."""
+    shared_size: str = "10Gi"
+    idle: float = IDLE
+
+
+class KubernetesRuntime:
+    """`shared.runtime.protocol.Runtime` on a Kubernetes cluster."""
+
+    name = "kubernetes"
+
+    def __init__(self, config: KubernetesConfig) -> None:
+        self._config = config
+        self._installation = config.defaults.installation
+        self.api = Api(config.access)
+        self.pods = Pods(self.api, self._installation, config.tenancy.everywhere, config.idle)
+        self._namespaces = Namespaces(self.api, config.tenancy, self._installation, config.defaults.service_account)
+        self._logs = Logs(self.api, self.pods, self._find)
+
+    # starting
+
+    async def start(self, spec: ContainerSpec) -> None:
+        """See the protocol. The cluster pulls the image later; that this fails is observed."""
+        body.check_name(spec.name)
+        self._config.allowed.check(spec.options)
+        namespace = await self._namespaces.ready(spec.labels.get("tenant", ""))
+        claim = await self._claim(spec, namespace) if spec.shared_directory else ""
+        secret = body.new_secret_name(spec.name)
+        content = body.pod(spec, self._config.defaults, secret, shared_claim=claim)
+        for _ in range(100):
+            uid = await self._create_pod(spec.name, namespace, content)
+            if uid is None:
+                found = await self._get(namespace, spec.name)
+                if found is None:
+                    continue
+                if found.vanishing:
+                    # The end of an earlier one of this name.
+                    await asyncio.sleep(LEAVING)
+                    continue
+                if found.job.keys() & {"running", "terminated"} or found.deleted or found.mark:
+                    return
+                uid, secret = found.uid, found.secret
+            await self._create_secret(spec, namespace, secret, uid)
+            return
+        raise TemporaryError(f"pod {spec.name} of an earlier start does not go away; is its node lost?")
+
+    async def _create_pod(self, name: str, namespace: str, content: dict[str, Any]) -> str | None:
+        """uid of the new pod; None if the name is taken."""
+        try:
+            created = await self.api.call("POST", f"/api/v1/namespaces/{namespace}/pods", body=content)
+        except ApiError as error:
+            if error.reason == "AlreadyExists":
+                return None
+            raise self._refused(name, namespace, error) from error
+        return str(created["metadata"]["uid"])
+
+    def _refused(self, name: str, namespace: str, error: ApiError) -> Exception:
+        text = f"the cluster refuses pod {name} in namespace {namespace}: {error}"
+        if error.status in {400, 422}:
+            return PermanentError(text, reason=Reason.IMAGE_PULL if ".image:" in str(error) else Reason.BAD_INPUT)
+        if error.status == 403 and "PodSecurity" in str(error):
+            return PermanentError(text, reason=Reason.UNSUPPORTED)
+        if error.status in {403, 404}:
+            # A quota that is used up, or a namespace or account that is missing.
+            self._namespaces.doubt(namespace)
+        return TemporaryError(text)
+
+    async def _create_secret(self, spec: ContainerSpec, namespace: str, name: str, uid: str) -> None:
+        """Give the pod what it waits for, unless somebody has."""
+        content = body.secret(spec, self._config.defaults, name, uid)
+        try:
+            await self.api.call("POST", f"/api/v1/namespaces/{namespace}/secrets", body=content)
+        except ApiError as error:
+            if error.reason != "AlreadyExists":
+                raise TemporaryError(f"the cluster refuses the secret of pod {spec.name}: {error}") from error
+
+    async def _claim(self, spec: ContainerSpec, namespace: str) -> str:
+        """The volume that the containers of a run share, made by the first of them."""
+        config = self._config
+        if not config.shared_class:
+            raise PermanentError(
+                "jobs cannot share a directory here (WORKFLOW_CACHE): the operator has named no StorageClass with "
+                "ReadWriteMany in HUBFLOW_KUBERNETES_SHARED_CLASS; use `cache` or artifacts instead",
+                reason=Reason.UNSUPPORTED,
+            )
+        name = body.claim_name(self._installation, spec.shared_directory)
+        content = body.claim(name, self._installation, config.shared_class, config.shared_size)
+        path = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims"
+        for _ in range(100):
+            try:
+                await self.api.call("POST", path, body=content)
+                return name
+            except ApiError as error:
+                if error.reason != "AlreadyExists":
+                    self._namespaces.doubt(namespace)
+                    raise TemporaryError(f"the cluster refuses the shared volume {name}: {error}") from error
+            with contextlib.suppress(_MissingError):
+                found = await self._ask("GET", f"{path}/{name}")
+                if not found["metadata"].get("deletionTimestamp"):
+                    return name
+            # An earlier one of this name is on its way out; a pod that took it now would wait for ever.
+            await asyncio.sleep(LEAVING)
+        raise TemporaryError(f"the shared volume {name} is being removed and does not go away")
+
+    # ending
+
+    async def stop(self, name: str, grace: float) -> None:
+        """See the protocol. The mark comes first, so that nobody takes the deletion for somebody else's."""
+        pod = await self._find(name)
+        if pod is None or pod.vanishing or pod.deleted is not None or _over(pod):
+            return
+        started = "running" in pod.job
+        message = "killed when its time to end itself was over" if started else "stopped before it had started"
+        await self._end(pod, Reason.CANCELLED, message, max(1, math.ceil(grace)))
+
+    async def _end(self, pod: Pod, reason: str, message: str, grace: int) -> None:
+        path = _path(pod)
+        with contextlib.suppress(_MissingError):
+            await self._ask("PATCH", path, body=body.mark(pod.uid, reason, message), content_type=MERGE)
+            await self._ask("DELETE", path, body=body.deletion(pod.uid, grace))
+
+    async def remove(self, name: str) -> None:
+        """See the protocol."""
+        pod = (self.pods.get(name) if self.pods.live else None) or await self._find(name)
+        if pod is None:
+            return
+        path, over = _path(pod), _over(pod)
+        if pod.held:
+            with contextlib.suppress(_MissingError):
+                await self._ask("PATCH", path, body=body.release(pod.uid, list(pod.others)), content_type=MERGE)
+        if pod.deleted is not None and "terminated" in pod.job:
+            return  # it has gone with the release, and its Secret goes with it
+        # Not left to Kubernetes' garbage collector, which would do 20 a second.
+        with contextlib.suppress(_MissingError):
+            await self._ask("DELETE", f"/api/v1/namespaces/{pod.namespace}/secrets/{pod.secret}")
+        with contextlib.suppress(_MissingError):
+            await self._ask("DELETE", path, body=body.deletion(pod.uid, 0 if over or pod.vanishing else 1))
+
+    async def remove_shared_directory(self, name: str) -> None:
+        """See the protocol. The claim goes when the last pod that uses it has gone."""
+        if not name:
+            raise PermanentError("a shared directory has a name", reason=Reason.BAD_INPUT)
+        if not self._config.shared_class:
+            return
+        claim = body.claim_name(self._installation, name)
+        where = self._config.tenancy.everywhere
+        if where:
+            paths = [f"/api/v1/namespaces/{where}/persistentvolumeclaims/{claim}"]
+        else:
+            query = {"fieldSelector": f"metadata.name={claim}", "labelSelector": body.selector(self._installation)}
+            found = await self._ask("GET", "/api/v1/persistentvolumeclaims", query=query)
+            paths = [
+                f"/api/v1/namespaces/{each['metadata']['namespace']}/persistentvolumeclaims/{claim}"
+                for each in found["items"]
+            ]
+        for path in paths:
+            with contextlib.suppress(_MissingError):
+                await self._ask("DELETE", path)
+
+    # looking
+
+    async def list(self) -> list[Observation]:
+        """See the protocol. From what the watch has brought, once it runs: reading ten thousand pods takes seconds."""
+        if not self.pods.live:
+            await self.pods.synced()
+        now = datetime.now(UTC)
+        return [seen for pod in self.pods.all() if (seen := observe(pod, now)) is not None]
+
+    async def inspect(self, name: str) -> Observation | None:
+        """See the protocol."""
+        pod = await self._find(name)
+        return None if pod is None else observe(pod, datetime.now(UTC))
+
+    async def watch(self) -> AsyncIterator[Observation]:
+        """See the protocol. Whoever watches also ends pods that will never start."""
+        telling = Telling()
+        with self.pods.listen() as ear:
+            minder = asyncio.create_task(self._mind(telling), name="minder")
+            silent: dict[str, Pod] = {}
+            try:
+                while True:
+                    heard = await ear.hear(LOOK_EVERY)
+                    now = datetime.now(UTC)
+                    states = [(name, pod) for name, pods in heard.items() for pod in pods]
+                    states += [(name, pod) for name, pod in silent.items() if name not in heard]
+                    for name, pod in states:
+                        seen = None if pod is None else observe(pod, now)
+                        if pod is not None and pod.deleted is not None and not _told_over(seen):
+                            silent[name] = pod  # its node may be lost: looked at again as time goes by
+                        else:
+                            silent.pop(name, None)
+                        for news in telling.news(name, seen):
+                            yield news
+                    if minder.done():
+                        minder.result()
+            finally:
+                minder.cancel()
+                await asyncio.wait([minder])
+
+    async def _mind(self, telling: Telling) -> None:
+        """End, with the reason, pods whose images cannot be had or that kubelet cannot start."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            now = datetime.now(UTC)
+            for name in telling.unfinished():
+                pod = self.pods.get(name)
+                verdict = pod and hopeless(pod, now, self._config.pull_seconds, self._config.create_seconds)
+                if pod is not None and verdict:
+                    _log.info("pod will never start, it is ended", pod=name, reason=verdict[0], because=verdict[1])
+                    try:
+                        await self._end(pod, *verdict, grace=1)
+                    except TemporaryError as error:
+                        _log.warning("pod not ended, it will be tried again", pod=name, error=str(error))
+
+    def logs(self, name: str, offset: int = 0, *, follow: bool = False) -> AsyncIterator[bytes]:
+        """See the protocol."""
+        return self._logs.read(name, offset, follow=follow)
+
+    async def ping(self) -> None:
+        """See the protocol."""
+        await self._ask("GET", "/version")
+
+    async def close(self) -> None:
+        """See the protocol."""
+        await self.pods.close()
+        await self.api.close()
+
+    # asking
+
+    async def _find(self, name: str) -> Pod | None:
+        """The pod as it is now; None if there is none of this installation."""
+        if (namespace := self._config.tenancy.everywhere) or (namespace := self._namespace_known(name)):
+            return await self._get(namespace, name)
+        query = {"fieldSelector": f"metadata.name={name}", "labelSelector": body.selector(self._installation)}
+        found = (await self._ask("GET", "/api/v1/pods", query=query))["items"]
+        return pod_of(found[0]) if found else None
+
+    def _namespace_known(self, name: str) -> str:
+        pod = self.pods.get(name)
+        return pod.namespace if pod is not None else ""
+
+    async def _get(self, namespace: str, name: str) -> Pod | None:
+        try:
+            found = await self._ask("GET", f"/api/v1/namespaces/{namespace}/pods/{name}")
+        except _MissingError:
+            return None
+        mine = (found["metadata"].get("labels") or {}).get(body.INSTALLATION) == body.label(self._installation)
+        return pod_of(found) if mine else None
+
+    async def _ask(self, method: str, path: str, **options: Any) -> Any:
+        """A call whose refusals are temporary, but for what is missing (or is another one by now)."""
+        try:
+            return await self.api.call(method, path, **options)
+        except ApiError as error:
+            if error.status == 404 or (error.status == 409 and "Precondition" in str(error)):
+                raise _MissingError(path) from error
+            raise TemporaryError(f"the cluster refuses {method} {path}: {error}") from error
+
+
+class _MissingError(Exception):
+    """There is no such object, or no longer that very one."""
+
+
+def _path(pod: Pod) -> str:
+    return f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}"
+
+
+def _over(pod: Pod) -> bool:
+    seen = observe(pod, datetime.now(UTC))
+    return seen is not None and seen.phase is Phase.FINISHED
+
+
+def _told_over(seen: Observation | None) -> bool:
+    return seen is None or seen.phase is Phase.FINISHED

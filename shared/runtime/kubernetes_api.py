@@ -1,0 +1,187 @@
+"""The Kubernetes API as the runtime uses it: plain JSON over one aiohttp session, paced, counted, and tried again.
+
+The generated models of kubernetes-asyncio are not used: they take longer to build than the API server needs to answer, and a
+watch over ten thousand pods would be all models. Where the server is, and who we are, is in `kubernetes_access`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+from prometheus_client import Counter as Metric
+
+from shared.errors import TemporaryError
+from shared.runtime.kubernetes_access import Access, Server, find_server
+
+PATIENCE = 10.0
+"""Seconds that one call is tried again for, before its caller hears of it (T90)."""
+LONGEST_PAUSE = 3.0
+TIMEOUT = 30.0
+WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+MERGE = "application/merge-patch+json"
+APPLY = "application/apply-patch+yaml"
+_AGAIN = frozenset({429, 500, 502, 503, 504})
+_CALLS = Metric(
+    "hubflow_kubernetes_calls", "Calls of the Kubernetes API, tried again or not", ["verb", "kind", "status"]
+)
+
+
+class ApiError(Exception):
+    """The API server has refused. `status` is the HTTP status, `reason` the server's word for it."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+
+
+class Api:
+    """One API server. All calls raise ApiError for refusals and TemporaryError while it does not answer."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._pace = _Pace(access.calls_per_second)
+        self._server: Server | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._opening = asyncio.Lock()
+        self.counted: Counter[tuple[str, str]] = Counter()
+        """(verb, kind) -> calls that were answered; for those who count what a job costs."""
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+    ) -> Any:
+        """One request with a JSON answer; tried again while the server is busy or away. All our writes may be repeated."""
+        began, pause = time.monotonic(), 0.1
+        while True:
+            try:
+                async with self.request(method, path, query=query, body=body, content_type=content_type) as response:
+                    return json.loads(await response.read())
+            except _BusyError as error:
+                if time.monotonic() - began > PATIENCE:
+                    raise TemporaryError(str(error), delay=error.after or None) from error
+                await asyncio.sleep(min(LONGEST_PAUSE, max(error.after, pause * (0.5 + random.random()))))  # noqa: S311
+                pause *= 2
+
+    @asynccontextmanager
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+        idle: float | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One try. `idle`: an endless answer, which counts as broken after so many seconds without a byte."""
+        session = await self._opened()
+        await self._pace.wait()
+        limits = aiohttp.ClientTimeout(total=None if idle else TIMEOUT, sock_connect=10, sock_read=idle or TIMEOUT)
+        headers, data = {"Accept": "application/json"}, None
+        if self._server is not None and (token := await self._server.token()):
+            headers["Authorization"] = token
+        if body is not None:
+            data, headers["Content-Type"] = json.dumps(body).encode(), content_type
+        kind = _kind_of(path)
+        try:
+            async with session.request(
+                method, path, params=query, data=data, headers=headers, timeout=limits
+            ) as response:
+                self.counted[method, kind] += 1
+                _CALLS.labels(method, kind, response.status).inc()
+                if response.status >= 400:
+                    await self._refuse(response)
+                yield response
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise _BusyError(f"the API server at {self.address} does not answer: {why}") from error
+
+    async def _refuse(self, response: aiohttp.ClientResponse) -> None:
+        text = await response.text(errors="replace")
+        try:
+            status = json.loads(text)
+            reason, message = str(status.get("reason", "")), str(status.get("message", ""))
+        except (ValueError, AttributeError):
+            reason, message = "", text.strip()[:500]
+        if response.status == 401:
+            # A token or certificate may have changed since it was read.
+            await self.close()
+            raise _BusyError(f"the API server at {self.address} does not know us (401): {message}")
+        if response.status in _AGAIN and reason != "Timeout":
+            after = response.headers.get("Retry-After", "0")
+            raise _BusyError(
+                f"the API server at {self.address} is busy ({response.status} {reason}): {message}",
+                after=float(after) if after.isdigit() else 0.0,
+            )
+        raise ApiError(response.status, reason, message)
+
+    @property
+    def address(self) -> str:
+        """The server's address, as far as it is known."""
+        return self._server.address if self._server else "an unknown address"
+
+    async def _opened(self) -> aiohttp.ClientSession:
+        async with self._opening:
+            if self._session is None:
+                server = await find_server(self._access)
+                # No limit of connections: each log that is followed and each watch occupies one.
+                connector = aiohttp.TCPConnector(limit=0, ssl=server.tls)
+                self._session = aiohttp.ClientSession(
+                    server.address, connector=connector, read_bufsize=1 << 21, proxy=server.proxy
+                )
+                self._server = server
+            return self._session
+
+    async def close(self) -> None:
+        """Close all connections; a later call opens them anew, with the configuration of then."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+
+class _BusyError(TemporaryError):
+    """Worth another try soon. `after`: seconds that the server asked for."""
+
+    def __init__(self, message: str, after: float = 0.0) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+class _Pace:
+    """Lets so many calls a second through, twice as many at once after a rest."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._next = 0.0
+
+    async def wait(self) -> None:
+        if self._rate <= 0:
+            return
+        now = time.monotonic()
+        # `_next` is when the bucket is full again; each call moves it by one.
+        self._next = max(self._next, now) + 1 / self._rate
+        if (late := self._next - now - 2.0) > 0:
+            await asyncio.sleep(late)
+
+
+def _kind_of(path: str) -> str:
+    """`pods`, `secrets`, `pods/log`, ... of a path, for counting."""
+    parts = path.strip("/").split("/")
+    parts = parts[2:] if parts[0] == "api" else parts[3:]
+    if parts[:1] == ["namespaces"] and len(parts) > 2:
+        parts = parts[2:]
+    return "/".join(parts[::2]) or "other"

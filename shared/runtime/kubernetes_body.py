@@ -1,0 +1,326 @@
+"""What the kubernetes runtime sends to the API server: pods, secrets and their marks, as pure functions."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from shared.errors import PermanentError
+from shared.runtime.protocol import ContainerSpec
+from shared.states import Reason
+
+DOMAIN = "hubflow.dev"
+INSTALLATION = f"{DOMAIN}/installation"
+"""Label: whose pod this is, among several Hubflows on one cluster."""
+TENANT = f"{DOMAIN}/tenant"
+RUN = f"{DOMAIN}/run"
+NOTE = f"label.{DOMAIN}/"
+"""Prefix of annotations that hold the spec's labels: labels of Kubernetes are short and of few characters (T50)."""
+FINALIZER = f"{DOMAIN}/outcome"
+"""Keeps the pod until its outcome and its log are stored, whoever deletes it (T01)."""
+ENDED_REASON = f"{DOMAIN}/ended-reason"
+"""Annotation of a pod that we have ended: why. One without it was ended by somebody else."""
+ENDED_MESSAGE = f"{DOMAIN}/ended-message"
+MEMORY = f"{DOMAIN}/memory"
+JOB = "job"
+"""Name of the container that runs the component."""
+WRAPPER = "wrapper"
+"""Name of the init container that brings the wrapper."""
+FOLDER = "/.hubflow"
+FOLDER_TOO = "/.workflow"
+"""Where components of TencentHub look for bin/thub."""
+PROGRAM = f"{FOLDER}/bin/hubflow-wrapper"
+DOCUMENT = "/.hubflow-job"
+DOCUMENT_VOLUME = "document"
+RESULT = "/dev/termination-log"
+MESSAGE_LIMIT = 4096
+"""Bytes that kubelet keeps of a termination message."""
+SHARED = "/workflow-cache"
+SHARED_TOO = "/workflow_cache"
+SECRET_LIMIT = 1_000_000
+STOP_MARGIN = 5
+DEADLINE_MARGIN = 3600
+"""Seconds beyond the job's own time limit, for pulling, restoring and saving, after which kubelet ends the pod: a backstop
+for a wrapper that does not (T12)."""
+_DOCUMENT_KEY = "job.json"
+_PULL_KEY = ".dockerconfigjson"
+_DROPPED = ["AUDIT_WRITE", "MKNOD", "NET_RAW", "SETPCAP"]
+_INSTALLER = {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": "128Mi"}}
+"""No limit of cpu: with a small one, copying 8 MB takes seconds (T13)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodDefaults:
+    """What the operator has decided for all pods of jobs."""
+
+    installation: str
+    default_image: str
+    wrapper_image: str
+    image_volume: bool = False
+    """The wrapper's image is mounted instead of copied by an init container; the cluster must know image volumes."""
+    service_account: str = "hubflow-jobs"
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: tuple[Mapping[str, Any], ...] = ()
+    priority_class: str = ""
+    runtime_class: str = ""
+    pull_secrets: tuple[str, ...] = ()
+    ephemeral_storage: str = ""
+    restricted: bool = False
+    lost_seconds: int = 60
+    """How long a pod stays bound to a node that does not answer."""
+
+
+def check_name(name: str) -> None:
+    """Raise PermanentError for what can never be a pod's name."""
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name):
+        raise PermanentError(f"{name!r} cannot be a pod's name", reason=Reason.BAD_INPUT)
+
+
+def label(text: str) -> str:
+    """`text` as a label's value: unchanged if it can be one, else cut, with a digest that keeps it unique."""
+    if re.fullmatch(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?", text):
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", text)[:40].strip("-")
+    return f"{readable}-{digest}" if readable else digest
+
+
+def new_secret_name(pod: str) -> str:
+    """Another one for each pod, so that one which takes an earlier one's name can never be given that one's document."""
+    return f"{pod}-{secrets.token_hex(4)}"
+
+
+def selector(installation: str) -> str:
+    """Label selector of all pods of an installation."""
+    return f"{INSTALLATION}={label(installation)}"
+
+
+def labels(installation: str, spec_labels: Mapping[str, str]) -> dict[str, str]:
+    """Labels of all that belongs to one attempt."""
+    return {
+        "app.kubernetes.io/managed-by": "hubflow",
+        INSTALLATION: label(installation),
+        TENANT: label(spec_labels.get("tenant", "")),
+        RUN: label(spec_labels.get("run", "")),
+    }
+
+
+def pod(spec: ContainerSpec, defaults: PodDefaults, secret_name: str, *, shared_claim: str = "") -> dict[str, Any]:
+    """The pod of an attempt. It waits on its node for the Secret of this name."""
+    options, grace = spec.options, float(spec.document.get("grace_s") or 0)
+    notes = {f"{NOTE}{key}": value for key, value in spec.labels.items()}
+    if spec.resources.memory_bytes:
+        notes[MEMORY] = str(spec.resources.memory_bytes)
+    body: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "serviceAccountName": defaults.service_account,
+        "terminationGracePeriodSeconds": math.ceil(grace) + STOP_MARGIN,
+        "activeDeadlineSeconds": _deadline(spec, grace),
+        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+        "initContainers": [] if defaults.image_volume else [_installer(defaults)],
+        "containers": [_job(spec, defaults, shared=bool(shared_claim))],
+        "volumes": _volumes(defaults, secret_name, shared_claim),
+        "nodeSelector": {**defaults.node_selector, **options.get("node_selector", {})},
+        "tolerations": [*_lost(defaults), *defaults.tolerations, *options.get("tolerations", [])],
+        "imagePullSecrets": [{"name": name} for name in defaults.pull_secrets],
+    }
+    if spec.registry_auth:
+        body["imagePullSecrets"].insert(0, {"name": secret_name})
+    classes = {
+        "priorityClassName": options.get("priority_class") or defaults.priority_class,
+        "runtimeClassName": options.get("runtime_class") or defaults.runtime_class,
+    }
+    body |= {key: value for key, value in classes.items() if value}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": spec.name,
+            "labels": labels(defaults.installation, spec.labels),
+            "annotations": notes,
+            "finalizers": [FINALIZER],
+        },
+        "spec": body,
+    }
+
+
+def _deadline(spec: ContainerSpec, grace: float) -> int | None:
+    limit = float(spec.document.get("timeout_s") or 0)
+    return math.ceil(limit + grace) + DEADLINE_MARGIN if limit else None
+
+
+def _lost(defaults: PodDefaults) -> list[dict[str, Any]]:
+    """Without these, Kubernetes itself waits 5 minutes before it gives up a pod on a lost node (T05)."""
+    return [
+        {"key": f"node.kubernetes.io/{key}", "operator": "Exists", "effect": "NoExecute",
+         "tolerationSeconds": defaults.lost_seconds}
+        for key in ("not-ready", "unreachable")
+    ]  # fmt: skip
+
+
+def _installer(defaults: PodDefaults) -> dict[str, Any]:
+    return {
+        "name": WRAPPER,
+        "image": defaults.wrapper_image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["/hubflow-wrapper", "install", f"{FOLDER}/bin"],
+        "resources": _INSTALLER,
+        "securityContext": _security(defaults) | {"readOnlyRootFilesystem": True},
+        "volumeMounts": [{"name": "hubflow", "mountPath": FOLDER}],
+    }
+
+
+def _job(spec: ContainerSpec, defaults: PodDefaults, *, shared: bool) -> dict[str, Any]:
+    security = _security(defaults)
+    if spec.options.get("read_only_root"):
+        security["readOnlyRootFilesystem"] = True
+    folders = [(FOLDER, "hubflow"), (FOLDER_TOO, "hubflow"), (DOCUMENT, DOCUMENT_VOLUME)]
+    mounts = [{"name": name, "mountPath": path} for path, name in folders]
+    if defaults.image_volume:
+        mounts += [{"name": "wrapper", "mountPath": f"{path}/bin"} for path in (FOLDER, FOLDER_TOO)]
+    if shared:
+        mounts += [{"name": "shared", "mountPath": path} for path in (SHARED, SHARED_TOO)]
+    return {
+        "name": JOB,
+        "image": spec.image or defaults.default_image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": [PROGRAM, "run", f"{DOCUMENT}/{_DOCUMENT_KEY}"],
+        "resources": _resources(spec, defaults),
+        "securityContext": security,
+        "terminationMessagePath": RESULT,
+        "terminationMessagePolicy": "File",
+        "volumeMounts": mounts,
+    }
+
+
+def _resources(spec: ContainerSpec, defaults: PodDefaults) -> dict[str, Any]:
+    """What is asked for is also the limit, so that one job cannot live on what another was promised."""
+    amounts = {}
+    if spec.resources.cpu_millis:
+        amounts["cpu"] = f"{spec.resources.cpu_millis}m"
+    if spec.resources.memory_bytes:
+        amounts["memory"] = str(spec.resources.memory_bytes)
+    if storage := spec.options.get("ephemeral_storage") or defaults.ephemeral_storage:
+        amounts["ephemeral-storage"] = storage
+    return {"requests": amounts, "limits": amounts}
+
+
+def _security(defaults: PodDefaults) -> dict[str, Any]:
+    """What Pod Security calls restricted, or as much of it as images need that run as root: baseline, and no new privileges."""
+    if defaults.restricted:
+        return {"allowPrivilegeEscalation": False, "runAsNonRoot": True, "capabilities": {"drop": ["ALL"]}}
+    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": _DROPPED}}
+
+
+def _volumes(defaults: PodDefaults, secret_name: str, shared_claim: str) -> list[dict[str, Any]]:
+    items = [{"key": _DOCUMENT_KEY, "path": _DOCUMENT_KEY}]
+    volumes: list[dict[str, Any]] = [
+        {"name": "hubflow", "emptyDir": {}},
+        {"name": DOCUMENT_VOLUME, "secret": {"secretName": secret_name, "items": items, "defaultMode": 0o444}},
+    ]
+    if defaults.image_volume:
+        volumes.append({"name": "wrapper", "image": {"reference": defaults.wrapper_image}})
+    if shared_claim:
+        volumes.append({"name": "shared", "persistentVolumeClaim": {"claimName": shared_claim}})
+    return volumes
+
+
+def secret(spec: ContainerSpec, defaults: PodDefaults, name: str, uid: str) -> dict[str, Any]:
+    """What the pod waits for: the job document and, where there is one, the account for pulling. It goes with the pod."""
+    document = json.dumps(_document(spec)).encode()
+    if len(document) > SECRET_LIMIT:
+        raise PermanentError(
+            f"the job document has {len(document)} bytes, Kubernetes takes {SECRET_LIMIT}: give the job fewer or smaller "
+            "inputs, caches and artifacts",
+            reason=Reason.BAD_INPUT,
+        )
+    data, kind = {_DOCUMENT_KEY: document}, "Opaque"
+    if spec.registry_auth:
+        # One Secret for both: a type that pulls may have further keys.
+        data[_PULL_KEY], kind = _pull_config(spec.image, spec.registry_auth), "kubernetes.io/dockerconfigjson"
+    owner = {"apiVersion": "v1", "kind": "Pod", "name": spec.name, "uid": uid}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": name,
+            "labels": labels(defaults.installation, spec.labels),
+            "ownerReferences": [owner],
+        },
+        "immutable": True,
+        "type": kind,
+        "data": {key: base64.b64encode(value).decode() for key, value in data.items()},
+    }
+
+
+def _document(spec: ContainerSpec) -> dict[str, Any]:
+    environment = dict(spec.document.get("env") or {})
+    if spec.shared_directory:
+        environment["WORKFLOW_CACHE"] = SHARED
+    return {
+        **spec.document,
+        "env": environment,
+        "result_path": RESULT,
+        "running_path": "",
+        "output_path": f"{FOLDER}/outputs",
+        "message_limit": MESSAGE_LIMIT,
+    }
+
+
+def _pull_config(image: str, auth: Mapping[str, str]) -> bytes:
+    first, slash, _ = image.partition("/")
+    named = slash and ("." in first or ":" in first or first == "localhost")
+    account = base64.b64encode(f"{auth['username']}:{auth['password']}".encode()).decode()
+    host = first if named else "https://index.docker.io/v1/"
+    return json.dumps({"auths": {host: {**auth, "auth": account}}}).encode()
+
+
+def claim(name: str, installation: str, storage_class: str, size: str) -> dict[str, Any]:
+    """The volume that containers of one run share."""
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name, "labels": {INSTALLATION: label(installation)}},
+        "spec": {
+            "accessModes": ["ReadWriteMany"],
+            "storageClassName": storage_class,
+            "resources": {"requests": {"storage": size}},
+        },
+    }
+
+
+def claim_name(installation: str, shared_directory: str) -> str:
+    """Readable, and unique whatever characters the directory's name has."""
+    digest = hashlib.sha256(f"{installation}/{shared_directory}".encode()).hexdigest()[:16]
+    readable = re.sub(r"[^a-z0-9]+", "-", shared_directory.lower())[:32].strip("-")
+    return f"hubflow-shared-{readable}-{digest}"
+
+
+def mark(uid: str, reason: str, message: str) -> dict[str, Any]:
+    """Patch: we are about to end this very pod, and why."""
+    return {"metadata": {"uid": uid, "annotations": {ENDED_REASON: reason, ENDED_MESSAGE: message[:1000]}}}
+
+
+def release(uid: str, others: list[str]) -> dict[str, Any]:
+    """Patch: this very pod may vanish."""
+    return {"metadata": {"uid": uid, "finalizers": others or None}}
+
+
+def deletion(uid: str, grace: int) -> dict[str, Any]:
+    """Body of a DELETE of this very pod."""
+    return {
+        "apiVersion": "v1",
+        "kind": "DeleteOptions",
+        "gracePeriodSeconds": grace,
+        "preconditions": {"uid": uid},
+        "propagationPolicy": "Background",
+    }

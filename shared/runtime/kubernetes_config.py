@@ -1,0 +1,57 @@
+"""From settings to what the kubernetes runtime wants to know."""
+
+from __future__ import annotations
+
+from shared.errors import ConfigurationError
+from shared.runtime.kubernetes import KubernetesConfig, KubernetesRuntime
+from shared.runtime.kubernetes_access import Access
+from shared.runtime.kubernetes_body import PodDefaults
+from shared.runtime.kubernetes_options import Allowed, json_list, json_map, pairs, words
+from shared.runtime.kubernetes_place import Tenancy
+from shared.settings import KubernetesSettings
+
+
+def open_kubernetes(settings: KubernetesSettings, installation: str, default_image: str) -> KubernetesRuntime:
+    """The runtime, not yet asked anything. Raises ConfigurationError."""
+    if not settings.wrapper_image:
+        raise ConfigurationError(
+            "HUBFLOW_KUBERNETES_WRAPPER_IMAGE is not set: the image with the command wrapper, as the cluster can pull it "
+            "(target `wrapper` of the Dockerfile)"
+        )
+    return KubernetesRuntime(config_of(settings, installation, default_image))
+
+
+def config_of(settings: KubernetesSettings, installation: str, default_image: str) -> KubernetesConfig:
+    """The same as the settings have it."""
+    return KubernetesConfig(
+        access=Access(settings.kubeconfig, settings.context, settings.calls_per_second),
+        defaults=PodDefaults(
+            installation=installation,
+            default_image=default_image,
+            wrapper_image=settings.wrapper_image,
+            image_volume=settings.image_volumes,
+            node_selector=pairs(settings.node_selector),
+            tolerations=tuple(json_list(settings.tolerations)),
+            priority_class=settings.priority_class,
+            runtime_class=settings.runtime_class,
+            pull_secrets=words(settings.pull_secrets),
+            ephemeral_storage=settings.ephemeral_storage,
+            restricted=settings.restricted,
+            lost_seconds=settings.lost_seconds,
+        ),
+        tenancy=Tenancy(
+            namespace=settings.namespace,
+            per_tenant=settings.namespace_per_tenant,
+            manage=settings.manage_namespaces,
+            quota=json_map(settings.quota),
+            limits=json_map(settings.limits),
+            egress=words(settings.egress),
+            egress_except=words(settings.egress_except),
+            security="restricted" if settings.restricted else "baseline",
+        ),
+        allowed=Allowed.parse(settings.allow),
+        pull_seconds=settings.pull_seconds,
+        create_seconds=settings.create_seconds,
+        shared_class=settings.shared_class,
+        shared_size=settings.shared_size,
+    )

@@ -1,0 +1,142 @@
+"""The namespaces that jobs run in: made when a tenant's first job comes, and put right again every few minutes.
+
+One for all tenants, or one for each. All of it is applied (server-side), so what somebody has changed is changed back, and what
+somebody has deleted comes again. Where we may not do that, the operator makes the namespaces and says so by a setting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from shared.errors import TemporaryError
+from shared.runtime import kubernetes_body as body
+from shared.runtime.kubernetes_api import APPLY, Api, ApiError
+
+AGAIN = 300.0
+"""Seconds after which a namespace is put right again."""
+_MANAGER = "hubflow"
+
+
+@dataclass(frozen=True, slots=True)
+class Tenancy:
+    """How jobs are kept apart."""
+
+    namespace: str = "hubflow-jobs"
+    """Of all jobs; with `per_tenant` the beginning of each one's name."""
+    per_tenant: bool = False
+    manage: bool = True
+    """We make the namespaces and what is in them; otherwise the operator does."""
+    quota: Mapping[str, str] = field(default_factory=dict)
+    """`hard` of each namespace's ResourceQuota; empty: none."""
+    limits: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """LimitRange for containers: `default`, `defaultRequest`, `max`; empty: none."""
+    egress: tuple[str, ...] = ("0.0.0.0/0", "::/0")
+    """Where jobs may connect to; nobody connects to them."""
+    egress_except: tuple[str, ...] = ("169.254.0.0/16",)
+    """But not there: where clouds hand out credentials, for one."""
+    security: str = "baseline"
+    """Pod Security level that the namespace enforces."""
+
+    def namespace_of(self, tenant: str) -> str:
+        """Name of the namespace of this tenant's jobs."""
+        if not self.per_tenant:
+            return self.namespace
+        readable = re.sub(r"[^a-z0-9]+", "-", tenant.lower()).strip("-")[:30].strip("-")
+        if readable == tenant:
+            return f"{self.namespace}-{tenant}"
+        return f"{self.namespace}-{readable}-{hashlib.sha256(tenant.encode()).hexdigest()[:10]}"
+
+    @property
+    def everywhere(self) -> str:
+        """The namespace to watch; "" for all."""
+        return "" if self.per_tenant else self.namespace
+
+
+class Namespaces:
+    """Makes them, once for each process and tenant, and again every few minutes."""
+
+    def __init__(self, api: Api, tenancy: Tenancy, installation: str, service_account: str) -> None:
+        self._api = api
+        self._tenancy = tenancy
+        self._installation = installation
+        self._service_account = service_account
+        self._made: dict[str, float] = {}
+        self._making: dict[str, asyncio.Lock] = {}
+
+    async def ready(self, tenant: str) -> str:
+        """The tenant's namespace, made if need be. Raises TemporaryError if that cannot be."""
+        name = self._tenancy.namespace_of(tenant)
+        if not self._tenancy.manage or self._made.get(name, 0.0) > time.monotonic():
+            return name
+        async with self._making.setdefault(name, asyncio.Lock()):
+            if self._made.get(name, 0.0) <= time.monotonic():
+                await self._make(name, tenant)
+                self._made[name] = time.monotonic() + AGAIN
+        return name
+
+    def doubt(self, name: str) -> None:
+        """Something of this namespace seems to be missing: make it again before the next pod."""
+        self._made.pop(name, None)
+
+    async def _make(self, name: str, tenant: str) -> None:
+        marks = {"app.kubernetes.io/managed-by": "hubflow", body.INSTALLATION: body.label(self._installation)}
+        if self._tenancy.per_tenant:
+            marks[body.TENANT] = body.label(tenant)
+        level = {"pod-security.kubernetes.io/enforce": self._tenancy.security}
+        try:
+            await self._apply(f"/api/v1/namespaces/{name}", "v1", "Namespace", name, labels=marks | level)
+            await asyncio.gather(*(self._apply_in(name, marks, part) for part in self._parts()))
+        except ApiError as error:
+            raise TemporaryError(
+                f"namespace {name} cannot be prepared: {error}. Give the executor's account the rights of k8s/base, or "
+                "make the namespace yourself and set HUBFLOW_KUBERNETES_MANAGE_NAMESPACES=false"
+            ) from error
+
+    def _parts(self) -> list[tuple[str, str, str, Mapping[str, Any]]]:
+        """(version, plural, kind, content) of what each namespace has."""
+        tenancy = self._tenancy
+        account = {"automountServiceAccountToken": False}
+        parts: list[tuple[str, str, str, Mapping[str, Any]]] = [
+            ("v1", "serviceaccounts", "ServiceAccount", account),
+            ("networking.k8s.io/v1", "networkpolicies", "NetworkPolicy", {"spec": self._policy()}),
+        ]
+        if tenancy.quota:
+            parts.append(("v1", "resourcequotas", "ResourceQuota", {"spec": {"hard": dict(tenancy.quota)}}))
+        if tenancy.limits:
+            limits = {"type": "Container", **tenancy.limits}
+            parts.append(("v1", "limitranges", "LimitRange", {"spec": {"limits": [limits]}}))
+        return parts
+
+    def _policy(self) -> dict[str, Any]:
+        blocks = [self._block(network) for network in self._tenancy.egress]
+        names = {"ports": [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]}
+        egress: list[dict[str, Any]] = [names]
+        if blocks:
+            egress.append({"to": blocks})
+        return {"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": [], "egress": egress}
+
+    def _block(self, network: str) -> dict[str, Any]:
+        same = [each for each in self._tenancy.egress_except if (":" in each) == (":" in network)]
+        return {"ipBlock": {"cidr": network, **({"except": same} if same else {})}}
+
+    async def _apply_in(
+        self, namespace: str, marks: Mapping[str, str], part: tuple[str, str, str, Mapping[str, Any]]
+    ) -> None:
+        version, plural, kind, content = part
+        group = f"/api/{version}" if version == "v1" else f"/apis/{version}"
+        name = self._service_account if kind == "ServiceAccount" else "hubflow-jobs"
+        path = f"{group}/namespaces/{namespace}/{plural}/{name}"
+        await self._apply(path, version, kind, name, labels=marks, **content)
+
+    async def _apply(
+        self, path: str, version: str, kind: str, name: str, *, labels: Mapping[str, str], **content: Any
+    ) -> None:
+        document = {"apiVersion": version, "kind": kind, "metadata": {"name": name, "labels": dict(labels)}, **content}
+        query = {"fieldManager": _MANAGER, "force": "true"}
+        await self._api.call("PATCH", path, query=query, body=document, content_type=APPLY)

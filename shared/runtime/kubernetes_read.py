@@ -1,0 +1,289 @@
+"""From what the API server says about a pod to an observation. Pure: the time is given.
+
+The wrapper's result document decides where there is one (T07). Why a pod ended without it is pieced together from the
+container's state, the pod's own reason and conditions, and our marks on it: what we have not marked, somebody else did.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from shared.runtime import kubernetes_body as body
+from shared.runtime.protocol import Observation, Phase
+from shared.runtime.results import finished, moment
+from shared.states import Reason
+
+LEAVING_PATIENCE = timedelta(seconds=20)
+"""How long after its grace a deleted pod may be silent before its node counts as lost."""
+PULL_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull",
+                          "RegistryUnavailable", "ImageInspectError", "SignatureValidationFailed"})  # fmt: skip
+CREATE_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError",
+                            "CreatePodSandboxError"})  # fmt: skip
+HOPELESS = ("not found", "manifest unknown", "denied", "unauthorized", "authentication required", "no basic auth",
+            "no match for platform", "invalid reference", "insufficient_scope", "403 forbidden", "401 unauthorized",
+            "couldn't parse image")  # fmt: skip
+"""What runtimes and registries say when pulling again will not help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """What of a pod we look at; the rest of it is forgotten at once, as there may be ten thousand."""
+
+    name: str
+    namespace: str
+    uid: str
+    version: str
+    notes: Mapping[str, str]
+    """The spec's labels."""
+    created: datetime | None
+    deleted: datetime | None
+    """When it was to be gone: the time of the deletion and its grace."""
+    held: bool
+    """Our finalizer is on it."""
+    others: tuple[str, ...]
+    """Other finalizers."""
+    secret: str
+    """Name of the Secret that it waits for."""
+    node: str
+    phase: str
+    reason: str
+    message: str
+    job: Mapping[str, Any]
+    """State of the job's container: waiting, running or terminated; empty before kubelet knows the pod."""
+    installer: Mapping[str, Any]
+    """The same of the init container."""
+    disruption: str
+    """Reason of the condition DisruptionTarget."""
+    disruption_message: str
+    unschedulable: str
+    """What the scheduler says while it finds no node."""
+    mark: str
+    mark_message: str
+    memory: int
+
+    @property
+    def vanishing(self) -> bool:
+        """Deleted, and nothing of ours holds it: it is gone for us."""
+        return self.deleted is not None and not self.held
+
+    @property
+    def waiting(self) -> Mapping[str, str]:
+        """Why the job's container, or the one before it, has not started: reason and message; empty if nobody says."""
+        for state in (self.installer, self.job):
+            told = state.get("waiting") or {}
+            if told.get("reason") not in {None, "PodInitializing", "ContainerCreating"}:
+                return told
+        return {}
+
+
+def pod_of(document: Mapping[str, Any]) -> Pod:
+    """The pod in a document of the API server."""
+    metadata, status = document["metadata"], document.get("status") or {}
+    notes = metadata.get("annotations") or {}
+    finalizers = metadata.get("finalizers") or []
+    conditions = {each["type"]: each for each in status.get("conditions") or []}
+    disruption = conditions.get("DisruptionTarget") or {}
+    scheduled = conditions.get("PodScheduled") or {}
+    return Pod(
+        name=metadata["name"],
+        namespace=metadata["namespace"],
+        uid=metadata["uid"],
+        version=metadata["resourceVersion"],
+        notes={key[len(body.NOTE) :]: value for key, value in notes.items() if key.startswith(body.NOTE)},
+        created=moment(metadata.get("creationTimestamp")),
+        deleted=moment(metadata.get("deletionTimestamp")),
+        held=body.FINALIZER in finalizers,
+        others=tuple(each for each in finalizers if each != body.FINALIZER),
+        secret=_secret_of(document["spec"]),
+        node=document["spec"].get("nodeName") or "",
+        phase=status.get("phase") or "",
+        reason=status.get("reason") or "",
+        message=status.get("message") or "",
+        job=_state(status.get("containerStatuses"), body.JOB),
+        installer=_state(status.get("initContainerStatuses"), body.WRAPPER),
+        disruption=disruption.get("reason", "") if disruption.get("status") == "True" else "",
+        disruption_message=disruption.get("message", ""),
+        unschedulable=scheduled.get("message", "") if scheduled.get("status") == "False" else "",
+        mark=notes.get(body.ENDED_REASON, ""),
+        mark_message=notes.get(body.ENDED_MESSAGE, ""),
+        memory=int(notes.get(body.MEMORY) or 0),
+    )
+
+
+def _secret_of(spec: Mapping[str, Any]) -> str:
+    for volume in spec.get("volumes") or ():
+        if volume["name"] == body.DOCUMENT_VOLUME:
+            return str(volume["secret"]["secretName"])
+    return ""
+
+
+def _state(statuses: list[dict[str, Any]] | None, name: str) -> Mapping[str, Any]:
+    for each in statuses or ():
+        if each["name"] == name:
+            state: Mapping[str, Any] = each.get("state") or {}
+            return state
+    return {}
+
+
+def observe(pod: Pod, now: datetime) -> Observation | None:
+    """What the pod shows; None if it is gone for us."""
+    if pod.vanishing:
+        return None
+    if "terminated" in pod.job:
+        return _ended(pod, pod.job["terminated"])
+    if pod.phase in {"Failed", "Succeeded"}:
+        return _never_ran(pod)
+    if pod.deleted is not None:
+        if not pod.node:
+            return _finished(pod, *_why_gone(pod, alive=True))
+        if now > pod.deleted + LEAVING_PATIENCE:
+            return _finished(pod, *_why_gone(pod, alive=False))
+    if "running" in pod.job:
+        started = moment(pod.job["running"].get("startedAt"))
+        return Observation(pod.name, pod.uid, Phase.RUNNING, pod.notes, started_at=started)
+    return Observation(pod.name, pod.uid, Phase.PENDING, pod.notes, message=why_pending(pod))
+
+
+def why_pending(pod: Pod) -> str:
+    """What the pod waits for, for people; "" if nobody says."""
+    if told := pod.waiting:
+        return f"{told['reason']}: {told.get('message', '')}".strip(": ")
+    return pod.unschedulable
+
+
+def _ended(pod: Pod, state: Mapping[str, Any]) -> Observation:
+    result, code = _result(pod, state), state.get("exitCode")
+    reason, message = _why_ended(pod, state)
+    if result is not None:
+        if code == 0 and result.get("outcome") == "exited":
+            reason, message = "", ""  # it had done its work when the rest happened
+        return finished(pod.name, pod.uid, pod.notes, result, reason=reason, message=message, exit_code=code)
+    if not reason:
+        reason = Reason.WRAPPER_FAILED
+        message = (
+            f"the command wrapper left no result; container {body.JOB} of pod {pod.name} ended with {code} "
+            f"({state.get('reason', 'no reason')}): was it killed? {_words(state)}"
+        ).rstrip()
+    return Observation(
+        pod.name,
+        pod.uid,
+        Phase.FINISHED,
+        pod.notes,
+        reason=reason,
+        message=message,
+        exit_code=code,
+        started_at=moment(state.get("startedAt")),
+        finished_at=moment(state.get("finishedAt")),
+    )
+
+
+def _result(pod: Pod, state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The wrapper's document. A job may write to the same file: what is none, or another attempt's, counts as none."""
+    try:
+        result = json.loads(state.get("message") or "")
+    except ValueError:
+        return None
+    return result if isinstance(result, dict) and result.get("attempt") == pod.name else None
+
+
+def _why_ended(pod: Pod, state: Mapping[str, Any]) -> tuple[str, str]:
+    """Reason and message where the cluster knows better than the exit code; "" if it does not."""
+    told = state.get("reason")
+    if told == "OOMKilled":
+        limit = f"its limit of {pod.memory / (1 << 20):.0f} MiB" if pod.memory else "what its node had"
+        return Reason.OOM_KILLED, f"container {body.JOB} of pod {pod.name} used more memory than {limit}"
+    if told in {"StartError", "ContainerCannotRun"}:
+        return Reason.START_FAILED, f"the container could not be started: {_words(state)}"
+    if told == "ContainerStatusUnknown":
+        return _why_gone(pod, alive=False) if not pod.reason else _of_pod(pod)
+    if pod.mark or pod.disruption or pod.deleted is not None:
+        return _why_gone(pod, alive=True)
+    return _of_pod(pod)
+
+
+def _never_ran(pod: Pod) -> Observation:
+    """The pod is over, and its job's container has not ended: it never began, or its node is gone."""
+    if pod.mark:
+        return _finished(pod, pod.mark, pod.mark_message)
+    if (ended := pod.installer.get("terminated")) and ended.get("exitCode"):
+        how = f"ended with {ended['exitCode']} ({ended.get('reason', 'no reason')})"
+        message = (
+            f"container {body.WRAPPER} of pod {pod.name}, which brings the command wrapper, {how}: {_words(ended)}"
+        )
+        return _finished(pod, Reason.INIT_FAILED, message.rstrip(": "))
+    reason, message = _of_pod(pod)
+    if not reason:
+        reason, message = _why_gone(pod, alive=pod.disruption != "DeletionByPodGC")
+    return _finished(pod, reason, message)
+
+
+_POD_REASONS: Mapping[str, Reason] = {
+    "Evicted": Reason.EVICTED,
+    "Preempting": Reason.EVICTED,
+    "NodeShutdown": Reason.EVICTED,
+    "Terminated": Reason.EVICTED,
+    "Shutdown": Reason.EVICTED,
+    "NodeLost": Reason.NODE_LOST,
+    "NodeAffinity": Reason.EVICTED,
+    "UnexpectedAdmissionError": Reason.EVICTED,
+    "OutOfcpu": Reason.EVICTED,
+    "OutOfmemory": Reason.EVICTED,
+    "OutOfpods": Reason.EVICTED,
+    "DeadlineExceeded": Reason.JOB_TIMEOUT,
+}
+
+
+def _of_pod(pod: Pod) -> tuple[str, str]:
+    """By `status.reason`, which kubelet sets when it ends, or refuses, a whole pod."""
+    reason = _POD_REASONS.get(pod.reason)
+    if reason is None:
+        return "", ""
+    return reason, f"pod {pod.name} on node {pod.node}: {pod.reason}: {pod.message}".rstrip(": ")
+
+
+def _why_gone(pod: Pod, *, alive: bool) -> tuple[str, str]:
+    """Why a pod was ended from outside. `alive`: its node still tells of it."""
+    if pod.mark:
+        return pod.mark, pod.mark_message
+    where = f"pod {pod.name}" + (f" on node {pod.node}" if pod.node else "")
+    if not alive:
+        return Reason.NODE_LOST, f"{where}: the node does not answer any more, and nobody knows how the job ended"
+    told = f"{pod.disruption}: {pod.disruption_message}".strip(": ")
+    if pod.disruption == "DeletionByPodGC":
+        return Reason.NODE_LOST, f"{where}: {told}"
+    if pod.disruption:
+        return Reason.EVICTED, f"{where} was evicted: {told}"
+    if pod.deleted is not None:
+        return (
+            Reason.CONTAINER_GONE,
+            f"{where} was deleted by somebody who is not Hubflow: by hand, or by a cleaning job?",
+        )
+    return Reason.CONTAINER_GONE, f"{where} ended as {pod.phase} ({pod.reason or 'no reason'}) and left no outcome"
+
+
+def _finished(pod: Pod, reason: str, message: str) -> Observation:
+    return Observation(pod.name, pod.uid, Phase.FINISHED, pod.notes, reason=reason, message=message)
+
+
+def _words(state: Mapping[str, Any]) -> str:
+    return str(state.get("message") or "")[-500:].strip()
+
+
+def hopeless(pod: Pod, now: datetime, pull_seconds: float, create_seconds: float) -> tuple[str, str] | None:
+    """Reason and message if this pod will never start by itself, and must be ended by us; None while it may."""
+    if pod.deleted is not None or pod.phase != "Pending" or not (told := pod.waiting):
+        return None
+    reason, message = told["reason"], told.get("message", "")
+    age = (now - pod.created).total_seconds() if pod.created else 0.0
+    if reason in PULL_REASONS:
+        never = reason == "InvalidImageName" or any(word in message.lower() for word in HOPELESS)
+        if never or age > pull_seconds:
+            after = "" if never else f" after {age:.0f} s"
+            return Reason.IMAGE_PULL, f"an image of pod {pod.name} cannot be pulled{after}: {reason}: {message}"
+    if reason in CREATE_REASONS and age > create_seconds:
+        return Reason.START_FAILED, f"pod {pod.name} does not start after {age:.0f} s: {reason}: {message}"
+    return None

@@ -1,0 +1,472 @@
+"""What only Kubernetes does, on a real cluster: why pods end, who may end them, and an API server that is unwell."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import signal
+
+import pytest
+
+from shared.errors import PermanentError, TemporaryError
+from shared.oci import open_registry_client, parse_reference
+from shared.runtime import kubernetes_body as body
+from shared.runtime.kubernetes import KubernetesRuntime
+from shared.runtime.protocol import Phase, Resources
+from tests.cluster import NODE_ADDRESS, REFUSING_REGISTRY, REGISTRY
+from tests.cluster.images import job_images
+from tests.contract.runtime_places import Watcher, kubernetes_config, new_name, read, spec
+from tests.servers.between import opened_between
+from tests.servers.registry import started_registry
+
+pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("kubernetes")]
+WRITES = ("POST", "PUT", "PATCH", "DELETE")
+
+
+@contextlib.asynccontextmanager
+async def watched(place, **more):
+    """A runtime with these settings, and a watcher on it."""
+    config = kubernetes_config(place.where, place.wrapper, place.installation, **more)
+    runtime = KubernetesRuntime(config)
+    watcher = Watcher(runtime)
+    try:
+        yield runtime, watcher
+    finally:
+        await watcher.close()
+        await runtime.close()
+
+
+@pytest.fixture
+async def both(kubernetes_place):
+    async with watched(kubernetes_place) as pair:
+        yield pair
+
+
+async def up(runtime, name):
+    """Wait until the job has printed something."""
+    async for chunk in runtime.logs(name, follow=True):
+        return chunk
+    raise AssertionError(f"{name} ended without a word")
+
+
+def writes(runtime):
+    return sum(
+        number for (verb, kind), number in runtime.api.counted.items() if verb in WRITES and kind in {"pods", "secrets"}
+    )
+
+
+# what it costs
+
+
+async def test_t93_an_attempt_costs_five_writes(both):
+    runtime, watcher = both
+    name, stopped = new_name(), new_name()
+    await runtime.start(spec(name, "true"))
+    await watcher.until(name, Phase.FINISHED)
+    await runtime.remove(name)
+    assert writes(runtime) == 5
+    await runtime.start(spec(stopped, "echo up; sleep 60"))
+    await up(runtime, stopped)
+    await runtime.stop(stopped, 5)
+    await watcher.until(stopped, Phase.FINISHED)
+    await runtime.remove(stopped)
+    assert writes(runtime) == 10
+
+
+async def test_secrets_are_not_in_what_the_cluster_tells_of_a_pod(kubernetes_place, both):
+    runtime, watcher = both
+    name = new_name()
+    await runtime.start(spec(name, "sleep 60", env={"TOKEN": "very-secret"}))
+    await watcher.until(name, Phase.RUNNING)
+    pod = await kubernetes_place.cluster("GET", kubernetes_place.pod_path(name))
+    assert "very-secret" not in str(pod)
+    assert pod["spec"]["automountServiceAccountToken"] is False
+    await runtime.remove(name)
+
+
+# why pods end
+
+
+async def test_t08_too_much_memory_is_told_with_container_and_limit(both):
+    runtime, watcher = both
+    name = new_name()
+    await runtime.start(spec(name, "tail /dev/zero", resources=Resources(memory_bytes=48 << 20)))
+    end = await watcher.until(name, Phase.FINISHED)
+    assert end.reason == "OOMKilled"
+    assert name in end.message
+    assert "container job" in end.message
+    assert "48 MiB" in end.message
+
+
+async def test_t09_images_that_cannot_be_had_are_named(kubernetes_place, tmp_path):
+    async with (
+        started_registry(tmp_path / "open", bind=NODE_ADDRESS, port=int(REGISTRY.rpartition(":")[2])),
+        started_registry(
+            tmp_path / "closed", bind=NODE_ADDRESS, port=int(REFUSING_REGISTRY.rpartition(":")[2]), users={"u": "word"}
+        ),
+        watched(kubernetes_place, pull_seconds=8) as (runtime, watcher),
+        open_registry_client([REFUSING_REGISTRY]) as client,
+    ):
+        unknown, refused, silent, allowed = (new_name() for _ in range(4))
+        auth = {"username": "u", "password": "word"}
+        image = f"{REFUSING_REGISTRY}/private/tool:1"
+        await client.push_image(parse_reference(image), *job_images()[0].pushable(), auth)
+        await runtime.start(spec(unknown, "true", image=f"{REGISTRY}/nowhere/nothing:7"))
+        await runtime.start(spec(refused, "true", image=image))
+        await runtime.start(spec(silent, "true", image=f"{NODE_ADDRESS}:9/no/registry:1"))
+        for name, word in ((unknown, "nowhere/nothing:7"), (refused, "private/tool:1"), (silent, "no/registry:1")):
+            end = await watcher.until(name, Phase.FINISHED)
+            assert end.reason == "ImagePull", end
+            assert word in end.message
+        await runtime.start(spec(allowed, "echo hello", image=image, registry_auth=auth))
+        assert await read(runtime, allowed, follow=True) == b"hello\n"
+
+
+async def test_t10_what_fits_on_no_node_says_why_and_can_be_stopped(kubernetes_place):
+    async with watched(kubernetes_place, allow="node_selector=disk") as (runtime, watcher):
+        name = new_name()
+        await runtime.start(spec(name, "true", options={"node_selector": {"disk": "golden"}}))
+        async with asyncio.timeout(20):
+            while "node" not in (await runtime.inspect(name)).message:
+                await runtime.pods.changed(name, "", 0.2)
+        seen = await runtime.inspect(name)
+        assert seen.phase is Phase.PENDING
+        assert "didn't match" in seen.message
+        await runtime.stop(name, 5)
+        assert (await watcher.until(name, Phase.FINISHED)).reason == "Cancelled"
+
+
+async def test_t06_an_evicted_job_is_told_as_evicted(kubernetes_place, both):
+    runtime, watcher = both
+    name = new_name()
+    await runtime.start(spec(name, "echo up; sleep 60"))
+    await up(runtime, name)
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
+    await kubernetes_place.cluster("POST", f"{kubernetes_place.pod_path(name)}/eviction", body=eviction)
+    end = await watcher.until(name, Phase.FINISHED)
+    assert end.reason == "Evicted"
+    assert "EvictionByEvictionAPI" in end.message
+
+
+async def test_t06_a_node_that_evicts_says_why(kubernetes_place):
+    async with watched(kubernetes_place, allow="ephemeral_storage") as (runtime, watcher):
+        name = new_name()
+        wanted = spec(name, "head -c 9000000 /dev/zero > f; sleep 60", options={"ephemeral_storage": "1Mi"})
+        await runtime.start(wanted)
+        end = await watcher.until(name, Phase.FINISHED, timeout=60)
+        assert end.reason == "Evicted"
+        assert "ephemeral" in end.message
+
+
+async def test_t12_the_clusters_own_deadline_is_the_jobs_timeout(kubernetes_place, both):
+    runtime, watcher = both
+    name = new_name()
+    await runtime.start(spec(name, "echo up; sleep 60", timeout_s=3600))
+    await up(runtime, name)
+    await kubernetes_place.patch(name, {"spec": {"activeDeadlineSeconds": 1}})
+    end = await watcher.until(name, Phase.FINISHED)
+    assert end.reason == "JobTimeout"
+    assert "DeadlineExceeded" in end.message
+
+
+async def test_t13_a_wrapper_that_cannot_be_brought_is_its_own_reason(kubernetes_place):
+    async with watched(kubernetes_place) as (runtime, watcher):
+        broken = dataclasses.replace(runtime._config.defaults, wrapper_image=runtime._config.defaults.default_image)
+        runtime._config = dataclasses.replace(runtime._config, defaults=broken)
+        name = new_name()
+        await runtime.start(spec(name, "true"))
+        end = await watcher.until(name, Phase.FINISHED)
+        assert end.reason == "InitFailed"
+        assert "hubflow-wrapper" in end.message
+
+
+async def test_t14_a_neighbour_that_never_ends_does_not_hold_the_job(kubernetes_place, both):
+    runtime, watcher = both
+    wanted = spec(new_name(), "echo done")
+    namespace = await runtime._namespaces.ready("t1")
+    secret = body.new_secret_name(wanted.name)
+    content = body.pod(wanted, runtime._config.defaults, secret)
+    mesh = {"name": "mesh", "image": runtime._config.defaults.default_image, "command": ["sleep", "1000"]}
+    content["spec"]["containers"].append(mesh)
+    uid = await runtime._create_pod(wanted.name, namespace, content)
+    await runtime._create_secret(wanted, namespace, secret, uid)
+    assert (await watcher.until(wanted.name, Phase.FINISHED)).exit_code == 0
+    await runtime.remove(wanted.name)
+
+
+# somebody else ends them
+
+
+async def test_t01_a_pod_deleted_as_it_ends_has_succeeded(kubernetes_place, both):
+    runtime, watcher = both
+    names = [new_name() for _ in range(4)]
+    for name in names:
+        await runtime.start(spec(name, "echo A=1 >> $HUBFLOW_OUTPUT"))
+
+    async def delete(name):
+        await watcher.until(name, Phase.FINISHED)
+        await kubernetes_place.cluster("DELETE", kubernetes_place.pod_path(name))
+
+    await asyncio.gather(*map(delete, names))
+    for name in names:
+        seen = await runtime.inspect(name)
+        assert seen.exit_code == 0
+        assert seen.reason == ""
+        assert seen.result["outputs"] == {"A": "1"}
+        await runtime.remove(name)
+        assert await runtime.inspect(name) is None
+
+
+@pytest.mark.parametrize("grace", [30, 0])
+async def test_t05_a_pod_deleted_by_a_person_is_told_as_that(kubernetes_place, both, grace):
+    runtime, watcher = both
+    name = new_name()
+    await runtime.start(spec(name, "echo up; sleep 60"))
+    await up(runtime, name)
+    options = {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": grace}
+    await kubernetes_place.cluster("DELETE", kubernetes_place.pod_path(name), body=options)
+    end = await watcher.until(name, Phase.FINISHED)
+    assert end.reason == "ContainerGone"
+    assert "not Hubflow" in end.message
+    await runtime.remove(name)
+
+
+async def test_t05_a_lost_node_is_told_as_lost(kubernetes_place, cluster):
+    if cluster.own is None:
+        pytest.skip("this cluster's nodes are not ours to kill")
+    async with watched(kubernetes_place, defaults={"lost_seconds": 1}) as (runtime, watcher):
+        name = new_name()
+        await runtime.start(spec(name, "echo up; sleep 600", grace_s=0))
+        await up(runtime, name)
+        await cluster.own.end("kubelet", signal.SIGKILL)
+        try:
+            end = await watcher.until(name, Phase.FINISHED, timeout=150)
+            assert end.reason == "NodeLost"
+            await runtime.remove(name)
+            assert await runtime.inspect(name) is None
+        finally:
+            await cluster.own.start("kubelet")
+        # Work goes on once the node is back.
+        again = new_name()
+        await runtime.start(spec(again, "true"))
+        assert (await watcher.until(again, Phase.FINISHED, timeout=60)).exit_code == 0
+
+
+# what a workflow may ask
+
+
+async def test_t89_what_the_operator_has_not_allowed_is_refused(kubernetes_place):
+    async with watched(kubernetes_place, allow="runtime_class=kata|gvisor, node_selector=pool") as (runtime, _):
+        for options, word in (
+            ({"tolerations": [{"operator": "Exists"}]}, "tolerations"),
+            ({"runtime_class": "runc"}, "gvisor"),
+            ({"node_selector": {"kubernetes.io/hostname": "node1"}}, "kubernetes.io/hostname"),
+            ({"hostPath": "/"}, "hostPath"),
+        ):
+            with pytest.raises(PermanentError, match=word) as refused:
+                await runtime.start(spec(new_name(), "true", options=options))
+            assert refused.value.reason == "Unsupported"
+        with pytest.raises(PermanentError, match="must be a map"):
+            await runtime.start(spec(new_name(), "true", options={"node_selector": "pool"}))
+
+
+async def test_restricted_pods_run_and_root_is_refused(kubernetes_place):
+    more = {"defaults": {"restricted": True}, "tenancy": {"security": "restricted"}, "create_seconds": 2}
+    async with watched(
+        dataclasses.replace(kubernetes_place, installation=f"{kubernetes_place.installation}-r"), **more
+    ) as (
+        runtime,
+        watcher,
+    ):
+        good, root = new_name(), new_name()
+        image = f"{kubernetes_place.wrapper}/bare:1"
+        await runtime.start(spec(good, "", image=image, command=["/bin/sh", "-c", "echo A=1 >> $HUBFLOW_OUTPUT"]))
+        await runtime.start(spec(root, "true"))
+        assert (await watcher.until(good, Phase.FINISHED)).result["outputs"] == {"A": "1"}
+        end = await watcher.until(root, Phase.FINISHED)
+        assert end.reason == "StartFailed"
+        assert "root" in end.message
+        for name in (good, root):
+            await runtime.remove(name)
+        await kubernetes_place.cluster("DELETE", f"/api/v1/namespaces/{kubernetes_place.installation}-r")
+
+
+# namespaces
+
+
+async def test_each_tenant_has_a_namespace_that_is_put_right_again(kubernetes_place):
+    quota = {"pods": "7"}
+    async with watched(kubernetes_place, tenancy={"per_tenant": True, "quota": quota}) as (runtime, watcher):
+        names = {"t1": new_name(), "Büro_2": new_name()}
+        spaces = {}
+        for tenant, name in names.items():
+            wanted = spec(name, "true")
+            await runtime.start(dataclasses.replace(wanted, labels={**wanted.labels, "tenant": tenant}))
+            await watcher.until(name, Phase.FINISHED)
+            spaces[tenant] = (await runtime._find(name)).namespace
+            await runtime.remove(name)
+        assert len(set(spaces.values())) == 2
+        first = spaces["t1"]
+        policy = f"/apis/networking.k8s.io/v1/namespaces/{first}/networkpolicies/hubflow-jobs"
+        assert (await kubernetes_place.cluster("GET", policy))["spec"]["policyTypes"] == ["Ingress", "Egress"]
+        limit = await kubernetes_place.cluster("GET", f"/api/v1/namespaces/{first}/resourcequotas/hubflow-jobs")
+        assert limit["spec"]["hard"] == quota
+        await kubernetes_place.cluster("DELETE", policy)
+        runtime._namespaces.doubt(first)
+        await runtime._namespaces.ready("t1")
+        assert await kubernetes_place.cluster("GET", policy)
+        for space in spaces.values():
+            await kubernetes_place.cluster("DELETE", f"/api/v1/namespaces/{space}")
+
+
+async def test_a_quota_of_the_cluster_delays_and_fails_nothing(kubernetes_place):
+    place = dataclasses.replace(kubernetes_place, installation=f"{kubernetes_place.installation}-q")
+    async with watched(place, tenancy={"quota": {"pods": "1"}}) as (runtime, watcher):
+        first, second = new_name(), new_name()
+        await runtime.start(spec(first, "echo up; sleep 60"))
+        with pytest.raises(TemporaryError, match="quota"):
+            await runtime.start(spec(second, "true"))
+        await runtime.remove(first)
+        async with asyncio.timeout(30):
+            while True:
+                with contextlib.suppress(TemporaryError):
+                    await runtime.start(spec(second, "true"))
+                    break
+        assert (await watcher.until(second, Phase.FINISHED)).exit_code == 0
+        await runtime.remove(second)
+        await place.cluster("DELETE", f"/api/v1/namespaces/{place.installation}")
+
+
+# an API server that is unwell
+
+
+@contextlib.asynccontextmanager
+async def through(place, cluster, **more):
+    """A runtime whose every call goes through something that makes faults."""
+    if cluster.own is None:
+        pytest.skip("made for the project's own cluster")
+    async with opened_between(cluster.own.folder / "pki") as between:
+        pair = watched(place, access={"server": between.url}, **more)
+        async with pair as (runtime, watcher):
+            yield between, runtime, watcher
+
+
+async def test_t90_a_server_that_is_busy_fails_no_job(kubernetes_place, cluster):
+    async with through(kubernetes_place, cluster) as (between, runtime, watcher):
+        name = new_name()
+        between.refuse = [429, 500, 503, 429, 502]
+        await runtime.start(spec(name, "true"))
+        assert (await watcher.until(name, Phase.FINISHED)).exit_code == 0
+        between.refuse = [500, 429]
+        await runtime.remove(name)
+        assert await runtime.inspect(name) is None
+
+
+async def test_t90_a_server_that_stays_busy_is_temporary(kubernetes_place, cluster, monkeypatch):
+    monkeypatch.setattr("shared.runtime.kubernetes_api.PATIENCE", 0.5)
+    async with through(kubernetes_place, cluster) as (between, runtime, _):
+        between.refuse_writes = 429
+        with pytest.raises(TemporaryError, match="busy"):
+            await runtime.start(spec(new_name(), "true"))
+        between.refuse_writes = 0
+
+
+async def test_t15_t22_a_forgotten_version_is_listed_again_and_nothing_is_missed(kubernetes_place, cluster):
+    async with through(kubernetes_place, cluster) as (between, runtime, watcher):
+        ended, gone = new_name(), new_name()
+        await runtime.start(spec(ended, "sleep 1"))
+        await runtime.start(spec(gone, "sleep 60"))
+        await watcher.until(gone, Phase.RUNNING)
+        between.frozen = True
+        async with asyncio.timeout(30):
+            while (await runtime.inspect(ended)).phase is not Phase.FINISHED:
+                await asyncio.sleep(0.1)
+        await kubernetes_place.remove_by_hand(gone)
+        async with asyncio.timeout(60):
+            while await runtime.inspect(gone) is not None:
+                await asyncio.sleep(0.1)
+        assert Phase.FINISHED not in [seen.phase for seen in watcher.of(ended)]
+        between.frozen = False
+        between.forget()
+        assert (await watcher.until(ended, Phase.FINISHED)).exit_code == 0
+        await watcher.until(gone, Phase.GONE)
+        assert runtime.pods.relists == 2
+
+
+async def test_t16_a_watch_that_says_nothing_is_taken_up_again(kubernetes_place, cluster):
+    async with through(kubernetes_place, cluster, idle=2.0) as (between, runtime, watcher):
+        name = new_name()
+        await runtime.start(spec(name, "sleep 2"))
+        await watcher.until(name, Phase.PENDING)
+        between.frozen = True
+        async with asyncio.timeout(30):
+            while (await runtime.inspect(name)).phase is not Phase.FINISHED:
+                await asyncio.sleep(0.1)
+        before = len([asked for asked in between.asked if "watch=1" in asked])
+        async with asyncio.timeout(10):
+            while len([asked for asked in between.asked if "watch=1" in asked]) == before:
+                await asyncio.sleep(0.05)
+        between.frozen = False
+        assert (await watcher.until(name, Phase.FINISHED, timeout=15)).exit_code == 0
+
+
+async def test_t18_events_twice_and_late_change_nothing(kubernetes_place, cluster):
+    async with through(kubernetes_place, cluster) as (between, runtime, watcher):
+        between.twice = True
+        between.cut()
+        names = [new_name() for _ in range(3)]
+        for name in names:
+            await runtime.start(spec(name, "true"))
+        for name in names:
+            assert (await watcher.until(name, Phase.FINISHED)).exit_code == 0
+            phases = [seen.phase for seen in watcher.of(name)]
+            assert phases == sorted(phases, key=[Phase.PENDING, Phase.RUNNING, Phase.FINISHED].index)
+            assert len(phases) == len(set(phases))
+
+
+async def test_watches_that_are_cut_are_taken_up_where_they_were(kubernetes_place, cluster):
+    async with through(kubernetes_place, cluster) as (between, runtime, watcher):
+        name = new_name()
+        await runtime.start(spec(name, "sleep 3"))
+        for _ in range(5):
+            between.cut()
+            await asyncio.sleep(0.3)
+        assert (await watcher.until(name, Phase.FINISHED)).exit_code == 0
+        assert runtime.pods.relists == 1
+
+
+async def test_t55_a_log_survives_the_end_of_the_api_server(kubernetes_place, cluster):
+    if cluster.own is None:
+        pytest.skip("this cluster's API server is not ours to kill")
+    async with watched(kubernetes_place) as (runtime, _):
+        name = new_name()
+        await runtime.start(spec(name, "for i in 1 2 3 4 5 6 7 8; do seq 1 2000; sleep 1; done"))
+        collected, broken = bytearray(), 0
+        restart = None
+        while True:
+            try:
+                async for chunk in runtime.logs(name, len(collected), follow=True):
+                    collected += chunk
+                    if restart is None:
+                        restart = asyncio.create_task(cluster.own.restart("kube-apiserver"))
+                break
+            except TemporaryError:
+                broken += 1
+        await restart
+        assert broken
+        assert bytes(collected) == b"".join(b"%d\n" % number for number in range(1, 2001)) * 8
+
+
+async def test_a_cluster_that_is_away_is_temporary(kubernetes_place, monkeypatch):
+    monkeypatch.setattr("shared.runtime.kubernetes_api.PATIENCE", 0.5)
+    config = kubernetes_config(kubernetes_place.where, "x", "none", access={"server": "https://127.0.0.1:9"})
+    runtime = KubernetesRuntime(config)
+    try:
+        for attempt in (runtime.ping, runtime.list, lambda: runtime.start(spec(new_name(), "true"))):
+            with pytest.raises(TemporaryError, match=r"127\.0\.0\.1:9"):
+                await attempt()
+        with pytest.raises(TemporaryError):
+            await anext(runtime.watch())
+    finally:
+        await runtime.close()

@@ -1,0 +1,75 @@
+"""The manifests of `k8s/`, as a real API server sees them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.shipping.building import ROOT, VERSION
+
+pytestmark = pytest.mark.servers
+OVERLAYS = sorted(path.parent.name for path in (ROOT / "k8s" / "overlays").glob("*/kustomization.yaml"))
+COMPONENTS = sorted(path.parent.name for path in (ROOT / "k8s" / "components").glob("*/kustomization.yaml"))
+
+
+def rendered(kubectl, folder: Path) -> list[dict]:
+    return [document for document in yaml.safe_load_all(kubectl("kustomize", str(folder))) if document]
+
+
+def refused_or_warned(kubectl, folder: Path) -> str:
+    """What the API server says against it."""
+    # A Job cannot be changed: as an upgrade does.
+    kubectl("delete", "job", "migrate", "-n", "hubflow", "--ignore-not-found")
+    done = kubectl.run("apply", "--dry-run=server", "-k", str(folder))
+    warnings = [line for line in done.stderr.splitlines() if "last-applied-configuration" not in line]
+    return "" if done.returncode == 0 and not warnings else done.stdout + "\n".join(warnings)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_is_what_the_cluster_takes(kubectl, namespaces, overlay):
+    assert refused_or_warned(kubectl, ROOT / "k8s/overlays" / overlay) == ""
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_a_component_is_what_the_cluster_takes(kubectl, namespaces, component, tmp_path_factory):
+    # Kustomize takes paths that are relative to the file.
+    folder = tmp_path_factory.mktemp("overlay")
+    near = Path(*[".."] * (len(folder.resolve().parts) - 1)) / str(ROOT / "k8s")[1:]
+    parts = {"resources": [str(near / "base")], "components": [str(near / "components" / component)]}
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(parts))
+    assert refused_or_warned(kubectl, folder) == ""
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_images_have_the_version_of_this_tree(kubectl, overlay):
+    documents = rendered(kubectl, ROOT / "k8s/overlays" / overlay)
+    settings = next(
+        each for each in documents if each["kind"] == "ConfigMap" and "hubflow-settings" in each["metadata"]["name"]
+    )
+    assert settings["data"]["HUBFLOW_KUBERNETES_WRAPPER_IMAGE"].endswith(f"hubflow-wrapper:{VERSION}")
+    images = {
+        container["image"]
+        for each in documents if each["kind"] in {"Deployment", "Job"}
+        for container in each["spec"]["template"]["spec"]["containers"]
+    }  # fmt: skip
+    assert len(images) == 1
+    assert images.pop().endswith(f"hubflow:{VERSION}")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_container_is_confined_and_every_service_can_be_drained(kubectl, overlay):
+    documents = rendered(kubectl, ROOT / "k8s/overlays" / overlay)
+    services = [each for each in documents if each["kind"] == "Deployment"]
+    assert len(services) == 7
+    for each in services:
+        pod = each["spec"]["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        for container in [*pod["containers"], *pod["initContainers"]]:
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            assert container["resources"]["limits"]["memory"]
+        assert {"startupProbe", "readinessProbe", "livenessProbe"} <= pod["containers"][0].keys()
+        assert pod["terminationGracePeriodSeconds"] > 20
+    names = {each["metadata"]["name"] for each in services}
+    assert {each["metadata"]["name"] for each in documents if each["kind"] == "PodDisruptionBudget"} == names

@@ -1,0 +1,91 @@
+"""What the doctor makes of facts that no cluster of the tests can be made to show."""
+
+from __future__ import annotations
+
+import pytest
+
+from cli.doctor import meaning
+from cli.doctor.cluster import volumes
+from cli.doctor.finding import State
+from cli.doctor.workplace import amount
+
+HEALTHY = {"version": 180006, "pending": [], "max_connections": 300}
+
+
+def node(runtime: str) -> dict:
+    return {"metadata": {"name": runtime}, "status": {"nodeInfo": {"containerRuntimeVersion": runtime}}}
+
+
+@pytest.mark.parametrize(
+    ("version", "state"),
+    [
+        ("v1.26.9", State.FAILED),
+        ("v1.27.0", State.WARNING),
+        ("v1.29.0", State.OK),
+        ("v1.34.4-gke.100", State.OK),
+        ("v2.0.0", State.OK),
+    ],
+)
+def test_versions_of_kubernetes(version, state):
+    assert meaning.kubernetes_version(version).state is state
+
+
+@pytest.mark.parametrize(
+    ("seconds", "state"), [(0.5, State.OK), (-4.9, State.OK), (6, State.WARNING), (-61, State.FAILED)]
+)
+def test_clocks_that_differ(seconds, state):
+    finding = meaning.clocks("clocks", {"a": 1000.0, "b": 1000.0 + seconds})
+    assert finding.state is state
+    assert f"{abs(seconds):.1f} s" in finding.message
+
+
+def test_an_old_postgresql_and_an_old_rabbitmq():
+    assert meaning.postgres({**HEALTHY, "version": 130011}, 7)[0].state is State.FAILED
+    assert meaning.rabbitmq({"version": "3.9.29", "policies": []})[0].state is State.FAILED
+    assert meaning.rabbitmq({"version": "3.10.0", "policies": []})[0].state is State.OK
+    assert meaning.rabbitmq({"version": "4.1.2", "policies": []})[0].state is State.OK
+
+
+def test_more_processes_than_postgresql_has_connections_for():
+    assert [each.state for each in meaning.postgres(HEALTHY, 7)] == [State.OK, State.OK]
+    [*_, connections] = meaning.postgres({**HEALTHY, "max_connections": 100}, 8)
+    assert connections.state is State.WARNING
+    assert "max_connections = 146" in connections.fix
+
+
+@pytest.mark.parametrize(
+    ("pattern", "definition", "state"),
+    [
+        (".*", {"max-length": 10}, State.FAILED),
+        ("^hubflow", {"expires": 10}, State.FAILED),
+        ("^hubflow", {"delivery-limit": 50}, State.OK),
+        ("^others", {"message-ttl": 10}, State.OK),
+    ],
+)
+def test_policies_that_throw_events_away(pattern, definition, state):
+    facts = {"version": "4.0.0", "policies": [{"name": "p", "pattern": pattern, "definition": definition}]}
+    assert meaning.rabbitmq(facts)[1].state is state
+
+
+def test_policies_that_cannot_be_seen():
+    assert meaning.rabbitmq({"version": "4.0.0", "policies": None})[1].state is State.WARNING
+
+
+@pytest.mark.parametrize(
+    ("known", "runtimes", "wanted", "state"),
+    [
+        (True, ["containerd://2.1.0"], True, State.OK),
+        (True, ["containerd://2.1.0"], False, State.WARNING),
+        (True, ["containerd://2.1.0", "containerd://1.7.2"], True, State.FAILED),
+        (False, ["cri-o://1.33.0"], True, State.FAILED),
+        (True, ["cri-o://1.33.1"], True, State.OK),
+        (True, ["docker://27.0"], False, State.OK),
+    ],
+)
+def test_image_volumes(known, runtimes, wanted, state):
+    assert volumes([node(each) for each in runtimes], known=known, wanted=wanted).state is state
+
+
+@pytest.mark.parametrize(("text", "value"), [("250m", 0.25), ("2Gi", 2 << 30), ("500", 500), ("1k", 1000), ("0", 0)])
+def test_amounts(text, value):
+    assert float(amount(text)) == value
