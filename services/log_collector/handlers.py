@@ -16,7 +16,8 @@ from services.log_collector.config import LogCollectorSettings
 from services.log_collector.core import Masker, patterns_of, url_password
 from services.log_collector.flushing import Stream
 from services.log_collector.following import Tools, follow
-from services.log_collector.store import Completion, Log
+from services.log_collector.store import Completion, Log, RunSecrets, Taking
+from shared.batching import Batcher
 from shared.bus.protocol import Message
 from shared.db.database import Database
 from shared.errors import HubflowError, TemporaryError
@@ -40,9 +41,9 @@ class Masks:
         self._vault = vault
         self._known: OrderedDict[str, tuple[str, tuple[str, ...], tuple[bytes, ...]]] = OrderedDict()
 
-    async def masker(self, log: Log) -> Masker:
-        """For the output of one run's job."""
-        of_run = await store.run_secrets(self._database, log.run)
+    async def masker(self, log: Log, of_run: RunSecrets | None = None) -> Masker:
+        """For the output of one run's job. `of_run`: its secrets, where they have just been read."""
+        of_run = of_run or await store.run_secrets(self._database, log.run)
         values, patterns = await self._of_tenant(log.tenant, of_run.fingerprint)
         own = [*of_run.inputs, url_password(of_run.clone_url)]
         return Masker(patterns_of([*values, *own]) if any(own) else patterns)
@@ -67,29 +68,31 @@ class Context:
     settings: LogCollectorSettings
     tools: Tools
     masks: Masks
+    takes: Batcher[Taking]
     following: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     """Container -> the task that follows its log."""
 
 
 async def on_job_submitted(event: JobSubmitted, context: Context) -> None:
     """Take the log of a new container, unless somebody has it."""
-    log = await store.take(context.database, event, context.tools.holder)
-    if log is not None:
-        begin(log, context)
+    taking = Taking(event)
+    await context.takes.submit(taking)
+    if taking.log is not None:
+        begin(taking.log, context, taking.secrets)
 
 
-def begin(log: Log, context: Context) -> None:
+def begin(log: Log, context: Context, secrets: RunSecrets | None = None) -> None:
     """Follow a log that is ours, in a task of its own."""
     if log.container in context.following:
         return
-    task = asyncio.create_task(_follow(log, context), name=f"log of {log.container}")
+    task = asyncio.create_task(_follow(log, context, secrets), name=f"log of {log.container}")
     context.following[log.container] = task
     task.add_done_callback(lambda _: context.following.pop(log.container, None))
 
 
-async def _follow(log: Log, context: Context) -> None:
+async def _follow(log: Log, context: Context, secrets: RunSecrets | None) -> None:
     try:
-        masker = await context.masks.masker(log)
+        masker = await context.masks.masker(log, secrets)
         await follow(Stream.of(log, masker), context.tools)
     except TemporaryError as error:
         _log.warning("log left to the next sweep", container=log.container, error=str(error))
@@ -98,9 +101,8 @@ async def _follow(log: Log, context: Context) -> None:
 
 
 async def complete(batch: Sequence[Completion], database: Database, holder: str) -> None:
-    """Several logs are complete, in one transaction. Those that are not ours any more are another's to complete."""
-    async with database.transaction() as tx:
-        done = await store.complete(tx, batch, holder)
+    """Several logs are complete, in one statement. Those that are not ours any more are another's to complete."""
+    done = await store.complete(database, batch, holder)
     for each in batch:
         if each.log.container in done:
             _log.info("log stored", container=each.log.container, bytes=each.size, truncated=each.truncated or None)

@@ -65,7 +65,8 @@ def context_of(host: Host, settings: LogCollectorSettings) -> Context:
         uploads=asyncio.Semaphore(settings.uploads),
         grown=grown,
     )
-    return Context(host.database, settings, tools, Masks(host.database, host.vault))
+    takes = Batcher(functools.partial(store.take, database=host.database, holder=host.name))
+    return Context(host.database, settings, tools, Masks(host.database, host.vault), takes)
 
 
 SERVICE = Service(

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shared.db.database import Database, Transaction
+from shared.db import outbox
+from shared.db.database import Database
 from shared.errors import PermanentError
 from shared.events import JobLogStored, JobSubmitted
 from shared.log import get_logger
@@ -65,11 +66,6 @@ class Completion:
 _COLUMNS = """container, tenant, run, stage, job, attempt, raw_offset, size, truncated,
     coalesce((segments -> -1 ->> 'offset')::bigint + (segments -> -1 ->> 'size')::bigint, 0) AS stored"""
 
-_TAKE = """
-INSERT INTO logs (container, run, job, attempt, tenant, stage, holder) VALUES ($1, $2, $3, $4, $5, $6, $7)
-ON CONFLICT DO NOTHING RETURNING container
-"""
-
 _TAKE_OVER = f"""
 UPDATE logs SET holder = $1 WHERE container IN (
     SELECT container FROM logs l
@@ -113,43 +109,88 @@ WITH moved AS (
 SELECT container FROM moved
 """
 
-_COMPLETE = """
+_COMPLETE = f"""
 WITH given AS (
     SELECT * FROM jsonb_to_recordset($1::jsonb)
-        AS g (container text, expected bigint, size bigint, raw_offset bigint, segments jsonb, truncated boolean)
+        AS g (container text, event uuid, expected bigint, size bigint, raw_offset bigint, segments jsonb, truncated boolean)
 ), done AS (
     UPDATE logs l SET size = g.size, raw_offset = g.raw_offset, truncated = g.truncated, completed_at = now(),
         segments = l.segments || g.segments
     FROM given g
     WHERE l.container = g.container AND l.holder = $2 AND l.size = g.expected AND l.completed_at IS NULL
-    RETURNING l.container
+    RETURNING l.container, g.event
 ), dropped AS (
     DELETE FROM log_tails t USING done d WHERE t.container = d.container
-)
-SELECT container FROM done
-"""
+), {outbox.recording(3, "g.id IN (SELECT event FROM done)")}
+SELECT d.container, r.id, r.seq FROM done d JOIN recorded r ON r.id = d.event
+"""  # noqa: S608 - constants
 
 _RENEW = f"""
 INSERT INTO leases (name, holder, expires_at) VALUES ('{LEASE}' || $1, $1, now() + make_interval(secs => $2))
 ON CONFLICT (name) DO UPDATE SET expires_at = excluded.expires_at
 """  # noqa: S608 - a constant
 
-_RUN_SECRETS = """
-SELECT
+_SECRETS_OF_RUN = """
     (SELECT count(*) || ' ' || coalesce(max(updated_at)::text, '') FROM secrets WHERE tenant = r.tenant) AS fingerprint,
     (SELECT coalesce(jsonb_agg(r.inputs ->> e.key), '[]') FROM jsonb_each(v.document -> 'inputs') e
      WHERE e.value -> 'secret' = 'true') AS inputs,
     r.trigger -> 'git' ->> 'clone_url' AS clone_url
-FROM runs r JOIN workflow_versions v ON v.tenant = r.tenant AND v.workflow = r.workflow AND v.version = r.version
-WHERE r.id = $1
+"""
+_RUN_AND_VERSION = """
+runs r JOIN workflow_versions v ON v.tenant = r.tenant AND v.workflow = r.workflow AND v.version = r.version
 """
 
+_RUN_SECRETS = f"SELECT {_SECRETS_OF_RUN} FROM {_RUN_AND_VERSION} WHERE r.id = $1"  # noqa: S608 - constants
 
-async def take(database: Database, event: JobSubmitted, holder: str) -> Log | None:
-    """Make the log of a new container ours. None: somebody has it."""
-    log = Log(event.container, event.tenant, event.run, event.stage, event.job, event.attempt)
-    taken = await database.fetchval(_TAKE, log.container, log.run, log.job, log.attempt, log.tenant, log.stage, holder)
-    return None if taken is None else log
+_TAKE = f"""
+WITH taken AS (
+    INSERT INTO logs (container, run, job, attempt, tenant, stage, holder)
+    SELECT *, $7 FROM unnest($1::text[], $2::uuid[], $3::text[], $4::int[], $5::text[], $6::text[])
+    ON CONFLICT DO NOTHING RETURNING container, run
+)
+SELECT t.container, {_SECRETS_OF_RUN} FROM taken t JOIN ({_RUN_AND_VERSION}) ON r.id = t.run
+"""  # noqa: S608 - constants
+
+
+@dataclass(frozen=True, slots=True)
+class RunSecrets:
+    """What must not be seen in the logs of one run, but for the tenant's own secrets."""
+
+    fingerprint: str
+    """Changes whenever the tenant's secrets do."""
+    inputs: list[str]
+    clone_url: str
+
+
+@dataclass(slots=True)
+class Taking:
+    """A new container whose log somebody should follow, and what came of asking for it."""
+
+    event: JobSubmitted
+    log: Log | None = None
+    """None: somebody has it."""
+    secrets: RunSecrets | None = None
+
+
+async def take(batch: Sequence[Taking], database: Database, holder: str) -> None:
+    """Make the logs of new containers ours, with what must not be seen in them."""
+    logs = {
+        each.event.container: Log(
+            each.event.container,
+            each.event.tenant,
+            each.event.run,
+            each.event.stage,
+            each.event.job,
+            each.event.attempt,
+        )
+        for each in batch
+    }
+    rows_of = [(each.container, each.run, each.job, each.attempt, each.tenant, each.stage) for each in logs.values()]
+    columns = [list(column) for column in zip(*rows_of, strict=True)]
+    rows = {row["container"]: row for row in await database.fetch(_TAKE, *columns, holder)}
+    for each in batch:
+        if (row := rows.pop(each.event.container, None)) is not None:
+            each.log, each.secrets = logs[each.event.container], _run_secrets(row)
 
 
 async def take_over(database: Database, holder: str, ours: Sequence[str]) -> list[Log]:
@@ -194,53 +235,42 @@ async def note_segment(database: Database, container: str, segment: dict[str, An
     return moved is not None
 
 
-async def complete(tx: Transaction, completions: Sequence[Completion], holder: str) -> set[str]:
+async def complete(database: Database, completions: Sequence[Completion], holder: str) -> set[str]:
     """All of these logs are in object storage: tell job.log.stored. Returns those that were ours."""
+    events = [_stored(each) for each in completions]
     given = [
         {
             "container": each.log.container,
+            "event": str(event.id),
             "expected": each.expected,
             "size": each.size,
             "raw_offset": each.raw_offset,
             "segments": [each.segment] if each.segment else [],
             "truncated": each.truncated,
         }
-        for each in completions
+        for each, event in zip(completions, events, strict=True)
     ]
-    done = {row["container"] for row in await tx.connection.fetch(_COMPLETE, given, holder)}
-    for each in completions:
-        log = each.log
-        if log.container in done:
-            tx.tell(
-                JobLogStored(
-                    tenant=log.tenant,
-                    run=log.run,
-                    stage=log.stage,
-                    job=log.job,
-                    attempt=log.attempt,
-                    container=log.container,
-                    size=each.size,
-                    truncated=each.truncated,
-                )
-            )
-    return done
+    rows = await database.change(
+        _COMPLETE, given, holder, told=events, seqs=lambda rows: {row["id"]: row["seq"] for row in rows}
+    )
+    return {row["container"] for row in rows}
 
 
-@dataclass(frozen=True, slots=True)
-class RunSecrets:
-    """What must not be seen in the logs of one run, but for the tenant's own secrets."""
-
-    fingerprint: str
-    """Changes whenever the tenant's secrets do."""
-    inputs: list[str]
-    clone_url: str
+def _stored(each: Completion) -> JobLogStored:
+    log = each.log
+    return JobLogStored(
+        tenant=log.tenant, run=log.run, stage=log.stage, job=log.job, attempt=log.attempt,
+        container=log.container, size=each.size, truncated=each.truncated,
+    )  # fmt: skip
 
 
 async def run_secrets(database: Database, run: uuid.UUID) -> RunSecrets:
     """The secret inputs of a run, the address it clones from, and the fingerprint of its tenant's secrets."""
     row = await database.fetchrow(_RUN_SECRETS, run)
-    if row is None:
-        return RunSecrets("", [], "")
+    return RunSecrets("", [], "") if row is None else _run_secrets(row)
+
+
+def _run_secrets(row: Any) -> RunSecrets:
     return RunSecrets(row["fingerprint"], [value for value in row["inputs"] if value], row["clone_url"] or "")
 
 

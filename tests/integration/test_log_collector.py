@@ -258,7 +258,7 @@ async def test_t55_killed_collectors_lose_and_double_nothing(house: House) -> No
     ready = await started(house, script)
     await house.tenant(TOKEN="line 777 of it")
     # The delivery reached a process that died at once: the row is there, and nobody follows it.
-    await store.take(house.database, submitted(ready), "dead")
+    await store.take([store.Taking(submitted(ready))], house.database, "dead")
     for delay in (0.02, 0.2, 0.4, 0.6):
         async with collector_process(house) as process:
             await asyncio.sleep(delay)  # the moment of the murder
