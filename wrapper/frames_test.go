@@ -54,6 +54,9 @@ func textOf(size int) []byte {
 
 func TestFramesOfEveryLength(t *testing.T) {
 	for _, size := range []int{0, 1, 511, 512, chunkBytes - 1, chunkBytes, chunkBytes + 1, 2 * chunkBytes, 3*chunkBytes + 17, 9 * chunkBytes} {
+		if size == 0 && writesFormat != "zstd" {
+			continue // nothing becomes no member at all; a tar stream always has its end
+		}
 		content := textOf(size)
 		packed, c := compressed(t, content)
 		if got, err := expanded(packed); err != nil || !bytes.Equal(got, content) {

@@ -120,7 +120,7 @@ class Jobs:
         return resident
 
 
-def small_figures(jobs: Jobs, times: int = 200) -> dict[str, float]:
+def small_figures(jobs: Jobs, times: int = 100) -> dict[str, float]:
     """Start-up and added wall time, each round beside /bin/true."""
     bare, startup, job = [], [], []
     for _ in range(times):
