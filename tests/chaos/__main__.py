@@ -21,6 +21,7 @@ from tests.servers import RABBITMQ, missing
 
 def main() -> int:
     given = _arguments()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts us in the background has it ignored
     signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))  # unmount and tidy up, as with Ctrl-C
     if lacking := missing(str(RABBITMQ), "epmd"):
         print(f"chaos: {lacking}", file=sys.stderr)
@@ -57,7 +58,7 @@ def _arguments() -> argparse.Namespace:
         "--faults", type=chosen, default="all", help=f"with commas, or their beginnings: {', '.join(FAULTS)}"
     )
     parser.add_argument("--runtime", choices=["both", "process", "docker"], default="both")
-    parser.add_argument("--pace", type=float, default=1.0, help="seconds between two faults, on average")
+    parser.add_argument("--pace", type=float, default=2.0, help="seconds between two faults, on average")
     parser.add_argument("--at-once", type=int, default=40, help="runs that are open at the same time")
     parser.add_argument("--output", type=Path, default=Path("build/chaos.json"))
     return parser.parse_args()

@@ -41,7 +41,7 @@ class Order:
     seed: int
     faults: frozenset[str] = frozenset(FAULTS)
     runtime: str = "process"
-    pace: float = 1.0
+    pace: float = 2.0
     """Seconds between two faults, on average."""
     at_once: int = 40
     """Runs that are open at the same time."""
