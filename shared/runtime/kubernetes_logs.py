@@ -59,7 +59,8 @@ class Logs:
                 return
             known = pod
             await self._pods.changed(name, pod.version, END_TOLD_WITHIN if started else 30.0)
-            pod = await self._find(name)
+            # The first look is at the cluster itself; from there on the watch is not behind what is known.
+            pod = (self._pods.get(name) if self._pods.live else None) or await self._find(name)
             if started and pod is not None and pod.uid == known.uid and "terminated" in pod.job:
                 return
 
