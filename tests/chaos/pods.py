@@ -10,7 +10,7 @@ from collections.abc import Callable
 from shared.errors import TemporaryError
 from shared.runtime import kubernetes_body as body
 from shared.runtime.kubernetes_access import Access
-from shared.runtime.kubernetes_api import Api, ApiError
+from shared.runtime.kubernetes_api import MERGE, Api, ApiError
 from shared.runtime.kubernetes_read import Pod
 from shared.runtime.kubernetes_watch import Pods
 from tests.cluster import NODE_ADDRESS
@@ -81,7 +81,12 @@ class PodEngine:
         await self.cluster.own.restart("kube-apiserver")
 
     async def close(self) -> None:
+        """What a storm that was broken off has left goes as well, finalizers or not."""
         try:
+            for pod in (await self._api.call("GET", f"{self._path}/pods"))["items"]:
+                if pod["metadata"].get("finalizers"):
+                    path, free = f"{self._path}/pods/{pod['metadata']['name']}", {"metadata": {"finalizers": None}}
+                    await self._api.call("PATCH", path, body=free, content_type=MERGE)
             await self._api.call("DELETE", self._path)
         finally:
             await self._api.close()
