@@ -3,8 +3,8 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up down cluster cluster-down test test-quick check bench bench-kubernetes bench-wrapper chaos fuzz wrapper lock
-.PHONY: clean format
+.PHONY: help demo up down cluster cluster-down test test-quick check bench bench-kubernetes bench-wrapper chaos
+.PHONY: chaos-kubernetes fuzz wrapper lock clean format
 VENV := .venv/installed
 WRAPPER := wrapper/bin/hubflow-wrapper-linux-amd64
 
@@ -58,6 +58,11 @@ chaos: $(VENV) $(WRAPPER)  ## break everything in random order under load, then 
 	@scripts/packages.sh servers
 	.venv/bin/python -m tests.chaos $(if $(RUNS),--runs $(RUNS)) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(FAULTS),--faults $(FAULTS)) $(if $(RUNTIME),--runtime $(RUNTIME)) $(if $(PACE),--pace $(PACE))
+chaos-kubernetes: $(VENV) $(WRAPPER)  ## the same with jobs as pods, and the API server killed too (root on Debian); writes build/chaos-kubernetes.json
+	@scripts/packages.sh servers
+	@.venv/bin/python -m tests.cluster build >/dev/null
+	.venv/bin/python -m tests.chaos --runtime kubernetes --runs $(or $(RUNS),100) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(FAULTS),--faults $(FAULTS)) --pace 3 --at-once 15 --output build/chaos-kubernetes.json
 fuzz: $(VENV)  ## fuzz the wrapper's parsers for an hour (FUZZTIME=10m: each of the four that long)
 	@scripts/fuzz.sh
 

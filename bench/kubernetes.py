@@ -39,10 +39,9 @@ from shared.runtime.protocol import ContainerSpec
 from tests.cluster import NODE_ADDRESS, nodes
 from tests.cluster.images import job_images, wrapper_image
 from tests.e2e.system import System, open_system
-from tests.servers.kubernetes import Kubernetes, found_kubernetes
+from tests.servers.kubernetes import WRAPPER, Kubernetes, found_kubernetes
 from tests.servers.rabbitmq import RabbitMQ, started_rabbitmq
 
-WRAPPER = Path(__file__).parents[1] / "wrapper/bin/hubflow-wrapper-linux-amd64"
 SIMULATED = 20
 NAMESPACE = "hubflow-bench"
 CREATORS = 32

@@ -32,7 +32,7 @@ from tests.cluster.images import job_images, wrapper_image
 from tests.servers import RABBITMQ, missing
 from tests.servers.dockerd import Dockerd, started_dockerd
 from tests.servers.images import TEST_IMAGES, write_archive
-from tests.servers.kubernetes import Kubernetes, found_kubernetes
+from tests.servers.kubernetes import WRAPPER, Kubernetes, found_kubernetes
 from tests.servers.kubernetes import missing as missing_kubernetes
 from tests.servers.rabbitmq import RabbitMQ, started_rabbitmq
 from tests.servers.registry import Registry, started_registry
@@ -43,7 +43,6 @@ _PROGRAMS = {
     "dockerd": ("dockerd", "containerd", "runc", "ip", "/bin/busybox"),
     "registry": ("docker-registry",),
 }
-_WRAPPER = Path(__file__).parents[1] / "wrapper" / "bin" / "hubflow-wrapper-linux-amd64"
 _LACKING = pytest.StashKey[dict[str, str]]()
 
 
@@ -183,5 +182,5 @@ async def registry(server_folder: Path) -> AsyncIterator[Registry]:
 @pytest.fixture(scope="session")
 async def kubernetes(server_folder: Path) -> AsyncIterator[Kubernetes]:
     async with found_kubernetes() as found:
-        await found.load([wrapper_image(_WRAPPER), *job_images()], server_folder)
+        await found.load([wrapper_image(WRAPPER), *job_images()], server_folder)
         yield found

@@ -7,18 +7,25 @@ What it cannot give back stands in docs/kubernetes.md.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 
 from shared.errors import TemporaryError
+from shared.log import get_logger
 from shared.runtime import kubernetes_body as body
 from shared.runtime.kubernetes_api import Api, ApiError
-from shared.runtime.kubernetes_read import Pod
+from shared.runtime.kubernetes_read import Pod, observe
 from shared.runtime.kubernetes_watch import Pods
+from shared.runtime.protocol import Phase
+from shared.runtime.results import moment
 
 END_TOLD_WITHIN = 3.0
 """Seconds within which kubelet tells that a container has ended whose log has ended; else the log is taken up again."""
+UNREADABLE = 600.0
+"""Seconds after a container's end until which its node is asked for its log again and again."""
 SILENCE = 6 * 3600.0
 """Seconds without output after which a followed log is asked for anew (T57)."""
 _STARTED = ("running", "terminated")
+_log = get_logger("runtime")
 
 
 class Logs:
@@ -36,17 +43,24 @@ class Logs:
             raise KeyError(name)
         while pod is not None and not pod.vanishing:
             started = any(state in pod.job for state in _STARTED)
-            ended = "terminated" in pod.job or pod.phase in {"Failed", "Succeeded"}
+            seen = observe(pod, datetime.now(UTC))
+            ended = seen is not None and seen.phase is Phase.FINISHED
             if started:
                 # Asked before reading: who has ended has written all.
-                async for chunk in self._stream(pod, offset, follow=follow and not ended):
-                    offset += len(chunk)
-                    yield chunk
+                try:
+                    async for chunk in self._stream(pod, offset, follow=follow and not ended):
+                        offset += len(chunk)
+                        yield chunk
+                except TemporaryError as error:
+                    if not (ended and _nobody_has_it(pod)):
+                        raise
+                    _log.warning("log cannot be read any more, what was read of it stays", pod=name, error=str(error))
             if ended or not follow:
                 return
             known = pod
             await self._pods.changed(name, pod.version, END_TOLD_WITHIN if started else 30.0)
-            pod = await self._find(name)
+            # The first look is at the cluster itself; from there on the watch is not behind what is known.
+            pod = (self._pods.get(name) if self._pods.live else None) or await self._find(name)
             if started and pod is not None and pod.uid == known.uid and "terminated" in pod.job:
                 return
 
@@ -62,3 +76,11 @@ class Logs:
         except ApiError as error:
             if error.status not in {400, 404}:
                 raise TemporaryError(f"the log of {pod.name} cannot be read: {error}") from error
+
+
+def _nobody_has_it(pod: Pod) -> bool:
+    """Is this ended pod's log lost with its node? If that were not bounded, the pod would stay for ever for its log."""
+    if "terminated" not in pod.job:
+        return True  # over without a container that has ended: its node is gone
+    ended = moment(pod.job["terminated"].get("finishedAt"))
+    return ended is None or datetime.now(UTC) - ended > timedelta(seconds=UNREADABLE)

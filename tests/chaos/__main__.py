@@ -17,6 +17,7 @@ from tests.chaos.report import Result, document, table
 from tests.chaos.run import Order, chosen, default_runs, storm
 from tests.chaos.storm import FAULTS
 from tests.servers import RABBITMQ, missing
+from tests.servers.kubernetes import missing as missing_kubernetes
 
 
 def main() -> int:
@@ -30,6 +31,9 @@ def main() -> int:
     if any(runtime == "docker" for runtime, _ in parts) and (lacking := missing("dockerd", "containerd", "runc", "ip")):
         print(f"chaos: !!! no containers of an engine: {lacking}; all runs are plain processes", file=sys.stderr)
         parts = [("process", given.runs)]
+    if given.runtime == "kubernetes" and (lacking := missing_kubernetes()):
+        print(f"chaos: kubernetes: {lacking}", file=sys.stderr)
+        return 2
     for library in ("aio_pika", "aiormq", "asyncio"):
         logging.getLogger(library).setLevel(logging.CRITICAL)  # that a broker is away is what we do to them
     results: list[Result] = []
@@ -57,7 +61,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--faults", type=chosen, default="all", help=f"with commas, or their beginnings: {', '.join(FAULTS)}"
     )
-    parser.add_argument("--runtime", choices=["both", "process", "docker"], default="both")
+    parser.add_argument("--runtime", choices=["both", "process", "docker", "kubernetes"], default="both")
     parser.add_argument("--pace", type=float, default=2.0, help="seconds between two faults, on average")
     parser.add_argument("--at-once", type=int, default=40, help="runs that are open at the same time")
     parser.add_argument("--output", type=Path, default=Path("build/chaos.json"))

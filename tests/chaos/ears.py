@@ -18,6 +18,7 @@ import msgpack
 from aiohttp import web
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from tests.chaos.pods import PodEngine
 from tests.servers.dockerd import Dockerd
 
 QUEUE = "customer.chaos"
@@ -128,7 +129,7 @@ class Said:
 class Witness:
     """How often each attempt's own code has begun. Plain processes: a file that jobs append to. Engine: its events."""
 
-    def __init__(self, path: Path, engine: Dockerd | None, installation: str) -> None:
+    def __init__(self, path: Path, engine: Dockerd | PodEngine | None, installation: str) -> None:
         self.path = path
         self._engine = engine
         self._installation = installation
@@ -147,6 +148,9 @@ class Witness:
         """Hear the engine's own events, until cancelled."""
         if self._engine is None:
             return
+        if isinstance(self._engine, PodEngine):
+            await self._engine.watch(self._installation, self._hear_of)
+            return
         filters = json.dumps(
             {"type": ["container"], "event": ["start", "die"], "label": [f"hubflow.installation={self._installation}"]}
         )
@@ -158,6 +162,9 @@ class Witness:
         ):
             async for line in response.content:
                 self._hear(json.loads(line))
+
+    def _hear_of(self, what: str, labels: dict[str, str]) -> None:
+        self._started.append(Said(what, labels["run"], labels["job"], int(labels["attempt"])))
 
     def _hear(self, event: dict[str, Any]) -> None:
         labels = event["Actor"]["Attributes"]

@@ -24,6 +24,7 @@ from tests.chaos.client import Client, RefusedError
 from tests.chaos.ears import Receiver, Said, Subscriber
 from tests.chaos.load import API, TENANTS, WEBHOOKS, Load, Planned
 from tests.chaos.place import Place, processes_of_jobs
+from tests.chaos.pods import PodEngine
 from tests.chaos.workflows import ENDED_EARLY, End, JobEnd
 
 KINDS = ("lost", "doubled", "stuck", "wrong_state", "event_gaps", "log_gaps", "leftovers")
@@ -294,6 +295,8 @@ async def unsettled(place: Place, database: Database) -> dict[str, int]:
 
 
 async def _of_runtime(place: Place) -> dict[str, int]:
+    if isinstance(place.engine, PodEngine):
+        return await place.engine.left(place.environment["HUBFLOW_RUNTIME_INSTALLATION"])
     if place.engine is not None:
         label = f"hubflow.installation={place.environment['HUBFLOW_RUNTIME_INSTALLATION']}"
         filters = f'{{"label":["{label}"]}}'

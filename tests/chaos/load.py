@@ -16,6 +16,7 @@ import aiohttp
 from tests.chaos.client import Client, RefusedError
 from tests.chaos.ears import Receiver
 from tests.chaos.place import Place
+from tests.chaos.pods import PodEngine
 from tests.chaos.workflows import KINDS, PROBE, Asked, End, Kind
 
 API = "/api/v1"
@@ -183,7 +184,9 @@ class Load:
         self.removed += 1
 
     async def _remove_container(self, name: str) -> None:
-        if self._place.engine is not None:
+        if isinstance(self._place.engine, PodEngine):
+            await self._place.engine.remove(name)
+        elif self._place.engine is not None:
             await self._place.engine.api("DELETE", f"/containers/{name}?force=1")
         else:
             await asyncio.to_thread(shutil.rmtree, self._place.jobs_folder / "containers" / name, ignore_errors=True)

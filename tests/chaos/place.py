@@ -29,6 +29,7 @@ from shared.embedded import S3Address, embedded_postgres, embedded_s3
 from shared.embedded.postgres import tcp_dsn
 from shared.embedded.process import Launch, Server, free_ports, tail
 from shared.vault import new_key, new_token
+from tests.chaos.pods import PodEngine
 from tests.chaos.proxy import Proxy, opened_proxy
 from tests.e2e.system import FRONT, SERVICES
 from tests.servers.dockerd import Dockerd
@@ -174,7 +175,7 @@ class Place:
     database: PostgreSQL
     broker: RabbitMQ
     s3: S3Address
-    engine: Dockerd | None
+    engine: Dockerd | PodEngine | None
     disks: dict[str, Disk]
     links: dict[tuple[str, str], Proxy]
     environment: dict[str, str]
@@ -252,7 +253,7 @@ def _through(url: str, port: int) -> str:
 
 
 @asynccontextmanager
-async def opened_place(folder: Path, engine: Dockerd | None, **settings: str) -> AsyncIterator[Place]:
+async def opened_place(folder: Path, engine: Dockerd | PodEngine | None, **settings: str) -> AsyncIterator[Place]:
     """Servers, proxies and an empty system that nobody has started yet (`start_all`)."""
     async with AsyncExitStack() as stack:
         disks = {name: Disk(folder / "disks" / name) for name in SERVERS}
@@ -328,7 +329,7 @@ async def _prepare(dsn: str, token: str) -> None:
 
 
 def _environment(
-    folder: Path, dsn: str, amqp_url: str, s3: S3Address, engine: Dockerd | None, jobs_port: int
+    folder: Path, dsn: str, amqp_url: str, s3: S3Address, engine: Dockerd | PodEngine | None, jobs_port: int
 ) -> dict[str, str]:
     environment = {
         "PATH": os.environ["PATH"], "HUBFLOW_DATABASE_URL": dsn, "HUBFLOW_AMQP_URL": amqp_url,
@@ -340,7 +341,9 @@ def _environment(
         "HUBFLOW_ALLOW_PRIVATE_TARGETS": "true", "HUBFLOW_DATABASE_CONNECTIONS": "6", "HUBFLOW_LOG_LEVEL": "info",
         "HUBFLOW_PUBLIC_URL": "http://127.0.0.1:9",
     }  # fmt: skip
-    if engine is not None:
+    if isinstance(engine, PodEngine):
+        environment |= engine.settings(jobs_port)
+    elif engine is not None:
         environment |= {
             "HUBFLOW_RUNTIME_KIND": "docker", "HUBFLOW_RUNTIME_DOCKER_HOST": engine.url,
             "HUBFLOW_RUNTIME_DEFAULT_IMAGE": "hubflow-test/busybox:latest",

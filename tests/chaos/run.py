@@ -22,10 +22,13 @@ from tests.chaos import evidence
 from tests.chaos.ears import Subscriber, Witness, declare_queue, opened_receiver
 from tests.chaos.load import Load, plan
 from tests.chaos.place import EXPECTED_WORDS, LETTERS, Place, opened_place, ready, start_all
+from tests.chaos.pods import PodEngine
 from tests.chaos.report import Result
 from tests.chaos.storm import FAULTS, Storm
+from tests.cluster.images import job_images, wrapper_image
 from tests.servers.dockerd import Dockerd, started_dockerd
 from tests.servers.images import TEST_IMAGES, write_archive
+from tests.servers.kubernetes import WRAPPER, found_kubernetes
 
 SETTLE_SECONDS = 240.0
 """How long everything may take to be given back. The longest parts: a webhook's third try (two and a half minutes after its
@@ -74,7 +77,11 @@ async def storm(order: Order, told: Callable[[str], None], keep: Path | None = N
         folder.chmod(0o755)
         if keep is not None:
             stack.callback(_keep_logs, folder, keep)
-        engine = await stack.enter_async_context(_engine(folder)) if order.runtime == "docker" else None
+        engine: Dockerd | PodEngine | None = None
+        if order.runtime == "docker":
+            engine = await stack.enter_async_context(_engine(folder))
+        elif order.runtime == "kubernetes":
+            engine = await stack.enter_async_context(_pods(folder))
         place = await stack.enter_async_context(opened_place(folder, engine))
         told(f"{order.runtime}: {order.runs} runs, seed {order.seed}; servers are up, logs in {folder}")
         return await _storm(order, place, told, begun)
@@ -209,6 +216,17 @@ async def _engine(folder: Path) -> AsyncIterator[Dockerd]:
     async with started_dockerd(folder / "dockerd") as engine:
         await engine.load(write_archive(folder / "images.tar", TEST_IMAGES))
         yield engine
+
+
+@asynccontextmanager
+async def _pods(folder: Path) -> AsyncIterator[PodEngine]:
+    async with found_kubernetes() as cluster:
+        await cluster.load([wrapper_image(WRAPPER), *job_images()], folder)
+        engine = PodEngine(cluster)
+        try:
+            yield engine
+        finally:
+            await engine.close()
 
 
 def _keep_logs(folder: Path, keep: Path) -> None:

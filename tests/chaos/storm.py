@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from tests.chaos.ears import Receiver
 from tests.chaos.load import Load
 from tests.chaos.place import LETTERS, NAMES, Place, Replica, faketime
+from tests.chaos.pods import PodEngine
 from tests.chaos.proxy import Proxy
 
 BREATH = 60.0
@@ -71,6 +72,8 @@ class Storm:
         if name.startswith("disk") and not self.place.disks[name.partition(":")[2]].real:
             self.impossible[name] = "a file system of its own cannot be mounted (needs root)"
             return False
+        if name == "api-server":
+            return isinstance(self.place.engine, PodEngine) and self.place.engine.cluster.own is not None
         if name == "clock" and faketime() is None:
             self.impossible[name] = "libfaketime is not installed (Debian: faketime)"
             return False
@@ -94,6 +97,11 @@ class Storm:
         seconds = await probing
         if seconds is not None:
             self.recoveries.append(seconds)
+
+    async def kill_api_server(self, rng: random.Random, target: list[str]) -> None:
+        """kill -9 of the cluster's API server, which takes every watch and every followed log with it."""
+        assert isinstance(self.place.engine, PodEngine)
+        await self.place.engine.kill_api_server()
 
     # ------------------------------------------------------------ processes
 
@@ -238,6 +246,7 @@ FAULTS: dict[str, Fault] = {
     "end": Fault(1, _one_of(*NAMES), Storm.end),
     "freeze": Fault(1, _one_of(*NAMES), Storm.freeze),
     "clock": Fault(2, _one_of(*NAMES), Storm.skew),
+    "api-server": Fault(1, _fixed("api-server"), Storm.kill_api_server),
     "database": Fault(1, _fixed("database"), Storm.kill_database),
     "broker": Fault(1, _fixed("broker"), Storm.kill_broker),
     "broker-frozen": Fault(1, _fixed("broker"), Storm.freeze_broker),

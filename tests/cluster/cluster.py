@@ -30,7 +30,7 @@ PAUSE = Image(
 READY = "ready"
 """A file that is there once all of the cluster is."""
 _CGROUPS = Path("/sys/fs/cgroup")
-_START = 60.0
+_START = 180.0
 
 
 class Cluster:

@@ -13,6 +13,8 @@ POD_BRIDGE = "hubkube0"
 _ETCD = "http://127.0.0.1:2379"
 _PODS = "10.251.0.0/16"
 _SERVICES = f"{SERVICE_ADDRESS.rpartition('.')[0]}.0/24"
+_KWOK_PORT = 10247
+"""Where the simulated nodes' kubelet answers; it is asked for logs."""
 _STAGES = Path(__file__).with_name("stages.yaml")
 
 
@@ -94,10 +96,13 @@ def commands(folder: Path, programs: Path) -> dict[str, list[str]]:
             "kwok",
             config("admin"),
             f"--config={_STAGES}",
+            f"--config={folder / 'kwok-logs.json'}",
             "--manage-all-nodes=false",
             "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
             "--node-lease-duration-seconds=40",
-            "--server-address=127.0.0.1:10247",
+            f"--node-ip={NODE_ADDRESS}",
+            f"--node-port={_KWOK_PORT}",
+            f"--server-address={NODE_ADDRESS}:{_KWOK_PORT}",
         ),
     }
 
@@ -109,6 +114,8 @@ def write(folder: Path) -> None:
     _write_json(folder / "cni" / "10-bridge.conflist", _network())
     (folder / "containerd.toml").write_text(_containerd(folder))
     (folder / "Corefile").write_text(_dns(folder))
+    (folder / "simulated.log").write_text("simulated\n")
+    _write_json(folder / "kwok-logs.json", _simulated_logs(folder / "simulated.log"))
     for registry in (REGISTRY, REFUSING_REGISTRY):
         hosts = folder / "registries" / registry / "hosts.toml"
         hosts.parent.mkdir(parents=True, exist_ok=True)
@@ -149,6 +156,16 @@ def _proxy(folder: Path) -> dict[str, object]:
         "clusterCIDR": _PODS,
         "hostnameOverride": NODE,
         "conntrack": {"maxPerCore": 0, "min": 0},
+    }
+
+
+def _simulated_logs(log: Path) -> dict[str, object]:
+    """What every container on a simulated node has printed."""
+    return {
+        "apiVersion": "kwok.x-k8s.io/v1alpha1",
+        "kind": "ClusterLogs",
+        "metadata": {"name": "all"},
+        "spec": {"logs": [{"logsFile": str(log), "follow": False}]},
     }
 
 

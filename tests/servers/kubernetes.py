@@ -26,6 +26,7 @@ from tests.servers.images import Image, write_archive
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _ROOT = Path(__file__).parents[2]
+WRAPPER = _ROOT / "wrapper" / "bin" / "hubflow-wrapper-linux-amd64"
 SHARED_CLASS = "hubflow-test-shared"
 VOLUMES = 40
 

@@ -1,0 +1,98 @@
+"""Jobs as pods of a real cluster: what the storm must know of one, and the API server that it may kill."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import Callable
+
+from shared.errors import TemporaryError
+from shared.runtime import kubernetes_body as body
+from shared.runtime.kubernetes_access import Access
+from shared.runtime.kubernetes_api import MERGE, Api, ApiError
+from shared.runtime.kubernetes_read import Pod
+from shared.runtime.kubernetes_watch import Pods
+from tests.cluster import NODE_ADDRESS
+from tests.servers.kubernetes import SHARED_CLASS, Kubernetes
+
+
+class PodEngine:
+    """One namespace of a cluster."""
+
+    gateway = NODE_ADDRESS
+    """Where pods reach this machine."""
+
+    def __init__(self, cluster: Kubernetes) -> None:
+        self.cluster = cluster
+        self.namespace = f"chaos-{uuid.uuid4().hex[:8]}"
+        self._api = Api(Access(str(cluster.kubeconfig), calls_per_second=0))
+        self._path = f"/api/v1/namespaces/{self.namespace}"
+
+    def settings(self, jobs_port: int) -> dict[str, str]:
+        """HUBFLOW_* of the services."""
+        return {
+            "HUBFLOW_RUNTIME_KIND": "kubernetes",
+            "HUBFLOW_RUNTIME_DEFAULT_IMAGE": self.cluster.image("job:1"),
+            "HUBFLOW_KUBERNETES_KUBECONFIG": str(self.cluster.kubeconfig),
+            "HUBFLOW_KUBERNETES_NAMESPACE": self.namespace,
+            "HUBFLOW_KUBERNETES_WRAPPER_IMAGE": self.cluster.image("wrapper:1"),
+            "HUBFLOW_KUBERNETES_SHARED_CLASS": SHARED_CLASS,
+            "HUBFLOW_S3_JOB_ENDPOINT": f"http://{self.gateway}:{jobs_port}",
+        }
+
+    async def watch(self, installation: str, hear: Callable[[str, dict[str, str]], None]) -> None:
+        """Tell, with its labels, of each pod whose job's container begins or ends, once for each pod; until cancelled."""
+        told: set[tuple[str, str]] = set()
+        pods = Pods(self._api, installation, self.namespace)
+        try:
+            while True:
+                with pods.listen() as ear, contextlib.suppress(TemporaryError):
+                    while True:
+                        for states in (await ear.hear()).values():
+                            for pod in filter(None, states):
+                                for what in _seen(pod):
+                                    if (what, pod.uid) not in told:
+                                        told.add((what, pod.uid))
+                                        hear(what, dict(pod.notes))
+                await asyncio.sleep(0.2)  # the API server is away
+        finally:
+            await pods.close()
+
+    async def remove(self, name: str) -> None:
+        """As a person does it: `kubectl delete pod`."""
+        try:
+            await self._api.call("DELETE", f"{self._path}/pods/{name}")
+        except ApiError as error:
+            if error.status != 404:
+                raise
+
+    async def left(self, installation: str) -> dict[str, int]:
+        """What is still there: it must be nothing in the end."""
+        query = {"labelSelector": body.selector(installation)}
+        kinds = ("pods", "secrets", "persistentvolumeclaims")
+        return {
+            kind: len((await self._api.call("GET", f"{self._path}/{kind}", query=query))["items"]) for kind in kinds
+        }
+
+    async def kill_api_server(self) -> None:
+        """kill -9, and start again on the same data."""
+        assert self.cluster.own is not None
+        await self.cluster.own.restart("kube-apiserver")
+
+    async def close(self) -> None:
+        """What a storm that was broken off has left goes as well, finalizers or not."""
+        try:
+            for pod in (await self._api.call("GET", f"{self._path}/pods"))["items"]:
+                if pod["metadata"].get("finalizers"):
+                    path, free = f"{self._path}/pods/{pod['metadata']['name']}", {"metadata": {"finalizers": None}}
+                    await self._api.call("PATCH", path, body=free, content_type=MERGE)
+            await self._api.call("DELETE", self._path)
+        finally:
+            await self._api.close()
+
+
+def _seen(pod: Pod) -> list[str]:
+    if "terminated" in pod.job:
+        return ["begin", "end"]
+    return ["begin"] if "running" in pod.job else []

@@ -1,0 +1,119 @@
+"""What needs no cluster: names, what is allowed, and what pods mean that no test can make a cluster show."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.config import load
+from shared.errors import ConfigurationError, PermanentError
+from shared.runtime import kubernetes_body as body
+from shared.runtime.kubernetes_options import Allowed
+from shared.runtime.kubernetes_place import Tenancy
+from shared.runtime.kubernetes_read import hopeless, observe, pod_of
+from shared.runtime.protocol import Phase
+from shared.settings import KubernetesSettings
+
+NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
+
+
+def pod(**status: Any) -> dict[str, Any]:
+    """A pod as the API server tells of it. `deleted`, `node` and `notes` are not of its status."""
+    metadata: dict[str, Any] = {
+        "name": "hf-a-1-0", "namespace": "jobs", "uid": "u", "resourceVersion": "7", "finalizers": [body.FINALIZER],
+        "creationTimestamp": "2026-11-25T11:00:00Z", "annotations": {f"{body.NOTE}run": "r", **status.pop("notes", {})},
+    }  # fmt: skip
+    if deleted := status.pop("deleted", ""):
+        metadata["deletionTimestamp"] = deleted
+    return {"metadata": metadata, "spec": {"nodeName": status.pop("node", "node1")}, "status": status}
+
+
+def state(**of_job: Any) -> list[dict[str, Any]]:
+    return [{"name": body.JOB, "state": of_job}]
+
+
+@given(st.text(max_size=200), st.text(max_size=200))
+def test_t50_labels_are_short_and_stay_unique(one: str, other: str) -> None:
+    assert len(body.label(one)) <= 63
+    assert (body.label(one) == body.label(other)) == (one == other)
+    assert body.label(body.label(one)) == body.label(one)
+
+
+@given(st.text(min_size=1, max_size=80), st.text(min_size=1, max_size=80))
+def test_tenants_never_share_a_namespace(one: str, other: str) -> None:
+    tenancy = Tenancy(namespace="hubflow-jobs", per_tenant=True)
+    assert len(tenancy.namespace_of(one)) <= 63
+    assert (tenancy.namespace_of(one) == tenancy.namespace_of(other)) == (one == other)
+
+
+def test_t89_settings_that_allow_what_does_not_exist_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="hostPath"):
+        load({"HUBFLOW_KUBERNETES_ALLOW": "hostPath"}, KubernetesSettings)
+    with pytest.raises(ConfigurationError, match="TOLERATIONS"):
+        load({"HUBFLOW_KUBERNETES_TOLERATIONS": "[1]"}, KubernetesSettings)
+
+
+def test_t89_a_toleration_of_everything_is_not_one_of_a_key() -> None:
+    allowed = Allowed.parse("tolerations=pool")
+    allowed.check({"tolerations": [{"key": "pool", "operator": "Exists"}]})
+    with pytest.raises(PermanentError, match="tolerations"):
+        allowed.check({"tolerations": [{"operator": "Exists"}]})
+
+
+def test_t05_a_node_that_vanished_with_its_pod_is_lost() -> None:
+    gone = {
+        "type": "DisruptionTarget",
+        "status": "True",
+        "reason": "DeletionByPodGC",
+        "message": "PodGC: node not found",
+    }
+    seen = observe(pod_of(pod(phase="Failed", conditions=[gone], containerStatuses=state(running={}))), NOW)
+    assert seen is not None
+    assert (seen.phase, seen.reason) == (Phase.FINISHED, "NodeLost")
+
+
+def test_t07_an_eviction_in_the_second_of_the_exit_does_not_make_a_failure() -> None:
+    message = '{"version": 1, "attempt": "hf-a-1-0", "outcome": "exited", "exit_code": 0}'
+    ended = {"exitCode": 0, "message": message, "reason": "Completed"}
+    seen = observe(pod_of(pod(phase="Failed", reason="Evicted", containerStatuses=state(terminated=ended))), NOW)
+    assert seen is not None
+    assert (seen.reason, seen.exit_code) == ("", 0)
+
+
+def test_a_result_of_another_attempt_counts_as_none() -> None:
+    ended = {"exitCode": 0, "message": '{"version": 1, "attempt": "hf-b-1-0", "outcome": "exited", "exit_code": 0}'}
+    seen = observe(pod_of(pod(phase="Succeeded", containerStatuses=state(terminated=ended))), NOW)
+    assert seen is not None
+    assert (seen.reason, seen.result) == ("WrapperFailed", None)
+
+
+def test_a_deleted_pod_is_lost_only_when_its_node_stays_silent() -> None:
+    leaving = pod(phase="Running", deleted="2026-11-25T12:00:00Z", containerStatuses=state(running={}))
+    early, late = (observe(pod_of(leaving), NOW + timedelta(seconds=seconds)) for seconds in (10, 30))
+    assert early is not None
+    assert early.phase is Phase.RUNNING
+    assert late is not None
+    assert (late.phase, late.reason) == (Phase.FINISHED, "NodeLost")
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "expected"),
+    [
+        ("ErrImagePull", "failed to resolve reference: not found", "ImagePull"),
+        ("InvalidImageName", "couldn't parse image name", "ImagePull"),
+        ("ImagePullBackOff", "connection refused", None),
+        ("CreateContainerError", "name is reserved", "StartFailed"),
+        ("PodInitializing", "", None),
+    ],
+)
+def test_t09_what_will_never_start_is_known_at_once(reason: str, message: str, expected: str | None) -> None:
+    waiting = {"reason": reason, "message": message}
+    seen = pod_of(pod(phase="Pending", containerStatuses=state(waiting=waiting)))
+    verdict = hopeless(seen, NOW, pull_seconds=7200, create_seconds=60)
+    assert (verdict and verdict[0]) == expected
+    if reason == "ImagePullBackOff":
+        assert hopeless(seen, NOW, pull_seconds=300, create_seconds=60) is not None
