@@ -5,8 +5,8 @@
 #   scripts/packages.sh NAME...        just these
 set -euo pipefail
 if [ "$*" = servers ]; then
-  set -- rabbitmq-server docker.io docker-registry busybox-static iproute2 git python3-venv zstd qemu-user-static musl \
-    containerd runc containernetworking-plugins iptables conntrack faketime
+  set -- rabbitmq-server docker.io docker-compose docker-registry busybox-static iproute2 git python3-venv zstd \
+    qemu-user-static musl containerd runc containernetworking-plugins iptables conntrack faketime
 fi
 missing=()
 for package in "$@"; do

@@ -78,18 +78,19 @@ def all_bases() -> list[Base]:
         Base(
             POSTGRES, ("zlib1g", *_SHELL), _postgres,
             files={"usr/local/bin/docker-entrypoint.sh": _POSTGRES_ENTRY, "etc/passwd": _passwd("postgres", 999)},
+            owned={"var/lib/postgresql": 999, "run/postgresql": 999},
             changes=[
-                f"ENV {path}:/usr/lib/postgresql/18/bin PGDATA=/var/lib/postgresql/18/docker",
+                f"ENV {path}:/usr/lib/postgresql/18/bin PGDATA=/var/lib/postgresql/18/docker", "USER 999:999",
                 'ENTRYPOINT ["docker-entrypoint.sh"]', 'CMD ["postgres"]',
             ],
         ),
         Base(
             RABBITMQ, ("rabbitmq-server", *_SHELL), dict,
             files={"etc/passwd": _passwd("rabbitmq", 999), "etc/rabbitmq/enabled_plugins": "[]."},
-            owned={"var/lib/rabbitmq": 999, "var/log/rabbitmq": 999},
+            owned=dict.fromkeys(("var/lib/rabbitmq", "var/lib/rabbitmq/mnesia", "var/log/rabbitmq"), 999),
             # Debian's own program on the PATH changes to the user rabbitmq, which root alone can do.
             changes=[
-                f"ENV PATH=/usr/lib/rabbitmq/bin:{path[5:]} HOME=/var/lib/rabbitmq LANG=C.UTF-8",
+                f"ENV PATH=/usr/lib/rabbitmq/bin:{path[5:]} HOME=/var/lib/rabbitmq LANG=C.UTF-8", "USER 999:999",
                 'CMD ["rabbitmq-server"]',
             ],
         ),
