@@ -97,6 +97,7 @@ async def _on_free_runs(events: Sequence[Event], context: Context) -> list[Event
         return list(events)
     ids = sorted({event.run for event in events if event.run})
     known = context.remembered.get(ids)
+    remembered = set(known)
     if unknown := [id for id in ids if id not in known]:
         async with context.database.connection() as connection:
             known |= await store.look(connection, context.plans, unknown)
@@ -117,7 +118,12 @@ async def _on_free_runs(events: Sequence[Event], context: Context) -> list[Event
         )
         context.remembered.keep(changed, moved)
     quiet = free.keys() - {run.id for _, run in changed}
-    return [event for event in events if event.run in known and event.run not in moved and event.run not in quiet]
+    left = [event for event in events if event.run in known and event.run not in moved and event.run not in quiet]
+    # What means nothing to a run as we remember it may mean something to what another process has made of it since.
+    if doubtful := quiet & remembered:
+        context.remembered.forget(doubtful)
+        left += await _on_free_runs([event for event in events if event.run in doubtful], context)
+    return left
 
 
 async def _on_locked_runs(events: Sequence[Event], context: Context) -> None:
