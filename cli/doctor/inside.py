@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import click
 
+from cli.doctor.meaning import LOSING
 from shared.config import load
 from shared.errors import HubflowError
 from shared.settings import HostSettings, ObjectsSettings
@@ -108,7 +109,7 @@ async def _rabbitmq(url: str) -> dict[str, Any]:
 
 
 async def _policies(url: str) -> list[dict[str, Any]] | None:
-    """None where the management plugin does not answer."""
+    """Those that make RabbitMQ throw messages away; None where the management plugin does not answer."""
     import aiohttp
 
     place = urlsplit(url)
@@ -123,7 +124,11 @@ async def _policies(url: str) -> list[dict[str, Any]] | None:
             async with session.get(URL(address, encoded=True)) as response:
                 if response.status != 200:
                     return None
-                return [{key: each[key] for key in ("name", "pattern", "definition")} for each in await response.json()]
+                found = [
+                    {key: each[key] for key in ("name", "pattern", "definition")} for each in await response.json()
+                ]
+                # There may be many, and there is little room.
+                return [each for each in found if set(LOSING) & set(each["definition"])][:5]
     except (aiohttp.ClientError, OSError, TimeoutError):
         return None
 
