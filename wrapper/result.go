@@ -279,6 +279,10 @@ func reserveResult(path string, size int) *resultFile {
 	if path == "" {
 		return place
 	}
+	const special = os.ModeDevice | os.ModeNamedPipe | os.ModeSocket
+	if there, err := os.Lstat(path); err == nil && there.Mode()&special != 0 {
+		return place // written into, never replaced: root could replace a device of the whole machine
+	}
 	_ = os.MkdirAll(filepath.Dir(path), 0o755) // what it is good for shows when the file is made
 	name := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
 	file, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_TRUNC|syscall.O_NOFOLLOW, 0o644)
