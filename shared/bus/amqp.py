@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import aio_pika
@@ -27,7 +28,7 @@ from aio_pika.abc import (
 from yarl import URL
 
 from shared import crash
-from shared.bus.handling import handle
+from shared.bus.handling import Verdict, handle
 from shared.bus.protocol import RETRY_DELAYS, Consumer, DeadMessage, Message
 from shared.bus.publisher import Acknowledger, Publisher
 from shared.bus.topology import TOPICS
@@ -47,6 +48,8 @@ less than none, so unlimited is a number that nobody reaches."""
 HEARTBEAT = 10
 """Seconds between signs of life, unless the URL says otherwise. A broker that has gone without a word is noticed after three
 of them; with the library's own 60 that would be three minutes in which a process hears nothing."""
+PUT_AWAY_AGAIN = 1.0
+"""Seconds until a message that could neither be put off nor parked is tried to be once more."""
 LISTENER_BACKLOG = 100_000
 """Messages kept for a listener that does not read; older ones are dropped."""
 
@@ -86,6 +89,10 @@ class AmqpBus:
     # ------------------------------------------------------------ consuming
 
     async def consume(self, consumer: Consumer) -> None:
+        with _translated_errors():
+            await self._consume(consumer)
+
+    async def _consume(self, consumer: Consumer) -> None:
         channel = await self._connection.channel()
         await channel.set_qos(prefetch_count=consumer.concurrency)
         queue = await self._declare_queue(channel, consumer.name, consumer.topics)
@@ -109,22 +116,33 @@ class AmqpBus:
         topic = str(headers.get("hubflow-topic", incoming.routing_key))
         message = Message(_message_id(incoming), topic, incoming.body, tries)
         verdict = await handle(consumer, message)
-        kept = {"hubflow-topic": topic, "hubflow-tries": tries, "hubflow-reason": verdict.reason[:2000]}
-        try:
-            if verdict.dead:
-                await self._publish(DEAD, queue, message.id, message.body, kept)
-            elif verdict.retry_after is not None:
-                delay = _delay_exchange(min(RETRY_DELAYS, key=lambda each: abs(each - (verdict.retry_after or 0.0))))
-                await self._publish(
-                    delay, queue, message.id, message.body, {**kept, "hubflow-tries": verdict.tries + 1}
-                )
-            crash.reached(Point.BEFORE_ACK)
-            self._acknowledger.acknowledge(incoming.channel, incoming.delivery_tag or 0)
-        except (TemporaryError, *_BROKER_ERRORS) as error:
-            # Not acknowledged: the broker delivers it again, and the inbox knows whether it was handled.
-            _log.warning("message not acknowledged", queue=queue, topic=topic, error=_text(error))
+        while True:
+            try:
+                await self._put_away(verdict, queue, message)
+                crash.reached(Point.BEFORE_ACK)
+                self._acknowledger.acknowledge(incoming.channel, incoming.delivery_tag or 0)
+                return
+            except (TemporaryError, *_BROKER_ERRORS) as error:
+                _log.warning("message not acknowledged", queue=queue, topic=topic, error=_text(error))
+            if incoming.channel.is_closed:
+                return  # the broker delivers it again, and the inbox knows whether it was handled
+            # It is in our hands for as long as the channel lives: nobody else will be given it.
+            await asyncio.sleep(PUT_AWAY_AGAIN)
+
+    async def _put_away(self, verdict: Verdict, queue: str, message: Message) -> None:
+        """Park or put off a message that was not handled. Returns once that is confirmed."""
+        headers = {"hubflow-topic": message.topic, "hubflow-reason": verdict.reason[:2000]}
+        if verdict.dead:
+            await self._publish(DEAD, queue, message.id, message.body, {**headers, "hubflow-tries": message.tries})
+        elif verdict.retry_after is not None:
+            delay = _delay_exchange(min(RETRY_DELAYS, key=lambda each: abs(each - (verdict.retry_after or 0.0))))
+            await self._publish(delay, queue, message.id, message.body, {**headers, "hubflow-tries": verdict.tries + 1})
 
     async def listen(self, topics: Sequence[str], callback: Callable[[str, bytes], None]) -> _Listener:
+        with _translated_errors():
+            return await self._listen(topics, callback)
+
+    async def _listen(self, topics: Sequence[str], callback: Callable[[str, bytes], None]) -> _Listener:
         channel = await self._connection.channel()
         queue = await channel.declare_queue(
             f"hubflow.live.{uuid.uuid4()}", exclusive=True, auto_delete=True,
@@ -237,7 +255,7 @@ class AmqpBus:
 
 async def open_amqp_bus(url: str) -> AmqpBus:
     """Connect and declare. Raises TemporaryError when the broker does not answer (the URL's password is not shown)."""
-    try:
+    with _translated_errors():
         connection = await aio_pika.connect_robust(_with_heartbeat(url), reconnect_interval=0.5, timeout=10)
         bus = AmqpBus(connection)
         try:
@@ -247,11 +265,18 @@ async def open_amqp_bus(url: str) -> AmqpBus:
             # process from ending, and so from being started again.
             await bus.close()
             raise
+    return bus
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    """Turn the library's errors into Hubflow's."""
+    try:
+        yield
     except _BROKER_ERRORS as error:
         raise TemporaryError(
             f"RabbitMQ does not answer ({_text(error)}); check HUBFLOW_AMQP_URL and the broker"
         ) from error
-    return bus
 
 
 class _Listener:

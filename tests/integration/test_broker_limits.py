@@ -101,6 +101,25 @@ async def test_t74_a_full_queue_refuses_and_the_event_stays_in_the_outbox_until_
                 await asyncio.sleep(0.02)
 
 
+async def test_t74_a_message_that_cannot_be_put_off_now_is_put_off_later(
+    bus: AmqpBus, rabbitmq: RabbitMQ, amqp_url: str
+) -> None:
+    """The queue where failed messages wait is full. They stayed in the hands of their consumer, unseen, until it ended."""
+    await set_policy(rabbitmq, amqp_url, "hubflow.delay.1000", **{"max-length": 1})
+
+    async def fail_once(each: Message) -> None:
+        if each.tries == 1:
+            raise TemporaryError("not yet")
+
+    hearing = Hearing(fail_once)
+    await bus.consume(Consumer("one", ["acme.#"], hearing))
+    sent = [message() for _ in range(30)]
+    await asyncio.gather(*(bus.publish(each) for each in sent))
+    async with asyncio.timeout(90):
+        while {each.id for each in hearing.heard if each.tries == 2} != {each.id for each in sent}:
+            await asyncio.sleep(0.05)
+
+
 async def until_refused(bus: AmqpBus) -> None:
     """A quorum queue takes a few more than its limit, and then says no."""
     for _ in range(200):
