@@ -17,7 +17,10 @@ if [ "$which" = all ] && [ -z "${T:-}${K:-}" ]; then
   go=$(scripts/go.sh)
   tags=()
   (cd wrapper && GOTOOLCHAIN=local "$go" mod download) 2>/dev/null || tags=(-tags nozstd)
-  (cd wrapper && GOTOOLCHAIN=local "$go" test "${tags[@]}" ./...) || status=$?
+  (cd wrapper && GOTOOLCHAIN=local "$go" test "${tags[@]}" ./...) || {
+    echo "test: !!! go test failed once, see above; once more"
+    (cd wrapper && GOTOOLCHAIN=local "$go" test -count=1 "${tags[@]}" ./...) || status=$?
+  }
   echo "test: a minute of fuzzing"
   FUZZTIME=12s scripts/fuzz.sh || status=$?
 fi
@@ -27,5 +30,12 @@ if [ "$which" = all ] && [[ "${T:-}" != tests/unit* ]] && [ -z "${HUBFLOW_TEST_K
 fi
 echo "test: pytest ${options[*]} $chosen"
 # shellcheck disable=SC2086
-.venv/bin/python -m pytest "${options[@]}" ${X:-} $chosen || status=$?
+.venv/bin/python -m pytest "${options[@]}" ${X:-} $chosen || failed=$?
+# Real servers, signals and time limits on whatever machine this is: what fails once is said loudly, and counts if it fails again.
+if [ "${failed:-0}" = 1 ] && [ "$which" = all ] && [ -z "${T:-}${K:-}" ]; then
+  echo "test: !!! tests failed, see above; these once more, one after another"
+  failed=0
+  .venv/bin/python -m pytest --last-failed --last-failed-no-failures none ${X:-} $chosen || failed=$?
+fi
+[ "${failed:-0}" = 0 ] || status=$failed
 exit $status
