@@ -49,10 +49,17 @@ def text_lines(chunks: Iterator[bytes]) -> Iterator[str]:
         yield rest.decode("utf-8", "replace").rstrip("\r")
 
 
+STORED_WITHIN = 10.0
+"""Seconds that the end of a log may take after the end of its job."""
+
+
 def last_lines(api: Api, run: str, job: str, amount: int) -> list[str]:
-    """The end of a log; empty if there is none to be had."""
+    """The end of a log; empty if there is none to be had. A run may be over a moment before its logs are stored: `follow` waits
+    for that."""
     try:
-        data = api.call("GET", "runs", run, "jobs", job, "log", query={"tail": 64 * 1024})
+        data = api.call(
+            "GET", "runs", run, "jobs", job, "log", query={"tail": 64 * 1024, "follow": True}, timeout=STORED_WITHIN
+        )
     except (Refused, Unreachable):
         return []
     return str(data or "").splitlines()[-amount:]
