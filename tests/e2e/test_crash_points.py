@@ -75,7 +75,7 @@ async def system(
         await opened.apply(WORKFLOW % (folder / "witness"))
         receiver = {
             "url": "http://127.0.0.1:9/nobody",
-            "types": ["subscription.tested"],
+            "types": ["run.finished"],
         }  # notifier has something to read
         await opened.api("PUT", "/api/v1/subscription", receiver)
         yield opened
