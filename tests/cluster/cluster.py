@@ -163,7 +163,8 @@ class Cluster:
             subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)
         for bridge in (settings.POD_BRIDGE, NODE_BRIDGE):
             subprocess.run(["ip", "link", "delete", bridge], capture_output=True, check=False)
-        for folder in _CGROUPS.glob("**/kubepods"):
+        # Not `glob`: it fails where others (jobs) remove their control groups meanwhile.
+        for folder in [Path(path) for path, _, _ in os.walk(_CGROUPS) if path.endswith("/kubepods")]:
             _remove_cgroups(folder)
         if self.folder.exists():
             for entry in self.folder.iterdir():

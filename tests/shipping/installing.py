@@ -77,7 +77,8 @@ async def installed(kubectl: Kubectl) -> AsyncIterator[Installation]:
         assert port is not None, told
         yield Installation(kubectl, f"http://127.0.0.1:{port[1]}")
     finally:
-        forward.terminate()
+        with contextlib.suppress(ProcessLookupError):  # it ends by itself with the pod it leads to
+            forward.terminate()
         await forward.wait()
 
 
