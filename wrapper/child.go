@@ -128,7 +128,7 @@ func nobodyLeft() bool {
 func (c *child) supervise(relay *signalRelay, timeout, grace time.Duration) childEnd {
 	var end childEnd
 	c.relay = relay
-	relay.attach(c.pid)
+	relay.attach(c.pid, c.tty != nil)
 	stopped := relay.stopped
 	limit := optionalTimer(timeout)
 	var kill <-chan time.Time

@@ -16,6 +16,7 @@ type signalRelay struct {
 
 	mu         sync.Mutex
 	group      int            // 0 = no child
+	suspends   bool           // the child has a terminal: it goes on when that is its own again
 	stopSignal syscall.Signal // 0 = not told to end
 	stoppedAt  time.Time
 }
@@ -49,16 +50,16 @@ func (r *signalRelay) handle(number syscall.Signal) {
 		r.stopSignal, r.stoppedAt = number, time.Now()
 		close(r.stopped)
 	}
-	if r.group != 0 {
+	if r.group != 0 && !(r.suspends && number == syscall.SIGCONT) {
 		_ = syscall.Kill(-r.group, number) // a group that is already gone needs nothing
 	}
 }
 
 // attach names the group that gets signals from now on. A stop that came while the child was being started is made up for.
-func (r *signalRelay) attach(group int) {
+func (r *signalRelay) attach(group int, suspends bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.group = group
+	r.group, r.suspends = group, suspends
 	if r.stopSignal != 0 {
 		_ = syscall.Kill(-group, r.stopSignal)
 	}

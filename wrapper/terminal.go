@@ -11,14 +11,21 @@ import (
 // terminal is ours, lent to the child: its group becomes the foreground one, so that shells with job control, editors, Ctrl-C
 // and Ctrl-Z work. Nothing passes through us then: outputs come by HUBFLOW_OUTPUT only. A nil one does nothing.
 type terminal struct {
-	file *os.File
+	file      *os.File
+	continued chan os.Signal // SIGCONT, which the relay leaves to us
+}
+
+func openTerminal() *terminal {
+	t := &terminal{os.Stdin, make(chan os.Signal, 1)}
+	signal.Notify(t.continued, syscall.SIGCONT)
+	return t
 }
 
 // startOnTerminal starts the child with the terminal itself as stdin, stdout and stderr.
 func startOnTerminal(path string, args, env []string) (*child, error) {
 	c := &child{
 		exited: make(chan syscall.WaitStatus, 1), reaped: make(chan struct{}), drained: make(chan struct{}),
-		group: newCgroup(), tty: &terminal{os.Stdin},
+		group: newCgroup(), tty: openTerminal(),
 	}
 	close(c.drained)
 	attributes := &syscall.ProcAttr{
@@ -44,8 +51,14 @@ func (t *terminal) suspended(child int) {
 		return
 	}
 	if os.Getpid() != 1 && session() != os.Getpid() {
+		select {
+		case <-t.continued: // an old one
+		default:
+		}
 		t.foreground(syscall.Getpgrp())
+		// Another thread may take the signal, so that we would run on a little, and give the child what is the shell's.
 		_ = syscall.Kill(0, syscall.SIGSTOP)
+		<-t.continued
 		t.foreground(child)
 	}
 	_ = syscall.Kill(-child, syscall.SIGCONT)

@@ -16,6 +16,7 @@ from shared.runtime.kubernetes import KubernetesRuntime
 from shared.runtime.protocol import Phase, Resources
 from tests.cluster import NODE_ADDRESS, REFUSING_REGISTRY, REGISTRY
 from tests.cluster.images import job_images
+from tests.cluster.nodes import node
 from tests.contract.runtime_places import Watcher, kubernetes_config, new_name, read, spec
 from tests.servers.between import opened_between
 from tests.servers.registry import started_registry
@@ -232,9 +233,26 @@ async def test_t05_a_pod_deleted_by_a_person_is_told_as_that(kubernetes_place, b
     await runtime.remove(name)
 
 
-async def test_t05_a_lost_node_is_told_as_lost(kubernetes_place, cluster):
+@pytest.fixture
+async def another_node(kubernetes_place, cluster):
+    """A simulated node that stays: where all nodes are silent, Kubernetes blames itself and evicts nothing."""
     if cluster.own is None:
         pytest.skip("this cluster's nodes are not ours to kill")
+    nodes = "/api/v1/nodes"
+    name = f"other-{kubernetes_place.installation}"
+    await kubernetes_place.cluster("POST", nodes, body=node(name))
+    async with asyncio.timeout(60):
+        while not any(
+            condition["type"] == "Ready" and condition["status"] == "True"
+            for condition in (await kubernetes_place.cluster("GET", f"{nodes}/{name}"))["status"].get("conditions", ())
+        ):
+            await asyncio.sleep(0.2)
+    yield
+    await kubernetes_place.cluster("DELETE", f"{nodes}/{name}")
+
+
+@pytest.mark.usefixtures("another_node")
+async def test_t05_a_lost_node_is_told_as_lost(kubernetes_place, cluster):
     async with watched(kubernetes_place, defaults={"lost_seconds": 1}) as (runtime, watcher):
         name = new_name()
         await runtime.start(spec(name, "echo up; sleep 600", grace_s=0))

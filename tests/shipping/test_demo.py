@@ -24,13 +24,18 @@ stages:
 """
 
 
-def test_a_workflow_runs_as_pods_and_is_seen_to_succeed(installation, tmp_path):
-    file = tmp_path / "hello.yaml"
+@pytest.fixture(scope="module")
+def hello(installation, tmp_path_factory):
+    """Tenant acme and its workflow, as a person makes them."""
+    file = tmp_path_factory.mktemp("hello") / "hello.yaml"
     file.write_text(WORKFLOW)
     made = installation.hubflow("tenant", "create", "acme")
     assert made.returncode == 0, made.stderr
     applied = installation.hubflow("workflow", "apply", str(file))
     assert applied.returncode == 0, applied.stderr
+
+
+def test_a_workflow_runs_as_pods_and_is_seen_to_succeed(installation, hello):
     run = installation.hubflow("run", "start", "hello", "--wait", "--logs")
     assert run.returncode == 0, run.stdout + run.stderr
     assert "hello world, kept" in run.stdout
@@ -41,7 +46,7 @@ def test_the_schema_was_made_by_a_job_that_is_done(installation):
     assert job["status"].get("succeeded") == 1
 
 
-def test_a_killed_service_comes_back_by_itself_and_a_drained_one_ends_in_order(installation):
+def test_a_killed_service_comes_back_by_itself_and_a_drained_one_ends_in_order(installation, hello):
     kubectl = installation.kubectl
     [before] = kubectl.get("pods", "-n", "hubflow", "-l", "app.kubernetes.io/name=scheduler")["items"]
     kubectl("rollout", "restart", "deployment/scheduler", "-n", "hubflow")
