@@ -55,7 +55,7 @@ def shipped(engine: Dockerd, folder: Path) -> Shipped:
             build(engine, context, IMAGE)
             build(engine, context, WRAPPER_IMAGE, "--target=wrapper")
             fresh = archive.with_suffix(".new")
-            docker(engine, "save", "--output", str(fresh), IMAGE, WRAPPER_IMAGE, *_SERVERS)
+            docker(engine, "save", "--output", str(fresh), IMAGE, WRAPPER_IMAGE, base_images.PYTHON, *_SERVERS)
             fresh.rename(archive)
     return Shipped(engine, archive)
 
