@@ -53,6 +53,7 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     lacking = {name: reason for name, programs in _PROGRAMS.items() if (reason := missing(*programs))}
     if reason := missing_kubernetes():
@@ -70,6 +71,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if name in lacking:
                 config.stash[_LACKING][name] = lacking[name]
                 item.add_marker(pytest.mark.skip(reason=f"{name}: {lacking[name]}"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # Ungrouped, two workers would wait for the same cluster until both give up.
+    if getattr(session.config.option, "loadgroup", False):
+        for item in session.items:
+            if item.get_closest_marker("xdist_group") and "@" not in item.nodeid:
+                raise pytest.UsageError(f"pytest-xdist has not grouped {item.nodeid}: do its version and pytest's fit?")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
