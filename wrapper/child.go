@@ -175,6 +175,7 @@ const (
 	lingerMost    = 3 * time.Second
 	// A process that cannot be killed (another user's, or asleep in the kernel) may hold the pipe for ever.
 	abandonSilence = 2 * time.Second
+	abandonMost    = 5 * time.Second
 	// Whoever reads our output may have stopped reading without going away. The result is worth more than the rest of the log.
 	stuckMost    = 60 * time.Second
 	pollInterval = 10 * time.Millisecond
@@ -192,7 +193,13 @@ func (c *child) finish() (warnings []string) {
 	default:
 		c.killAll()
 	}
-	if !c.waitDrained(abandonSilence, 0) {
+	most := time.Duration(0)
+	select {
+	case <-c.reaped: // all that can come has been written
+	default:
+		most = abandonMost
+	}
+	if !c.waitDrained(abandonSilence, most) {
 		problem := "a process that could not be killed still holds the job's output; what it writes from now on is lost"
 		if c.copier.writing() {
 			problem = fmt.Sprintf("the end of the job's output was lost: what reads it (the container's log?) has taken nothing for %v", c.stuckMost())
@@ -200,7 +207,7 @@ func (c *child) finish() (warnings []string) {
 		warnings = append(warnings, problem)
 	}
 	c.group.remove()
-	c.tty.takeBack()
+	c.tty.takeBack(c.pid)
 	return warnings
 }
 

@@ -35,11 +35,15 @@ func childEnvironment(own []string, job *Job, outputPath string) ([]string, erro
 		delete(merged, "PWD")
 		delete(merged, "OLDPWD")
 	}
-	for key, value := range job.Env {
-		if key == "" || strings.ContainsAny(key, "=\x00") || strings.IndexByte(value, 0) >= 0 {
-			return nil, &startError{exitNotExecutable, fmt.Sprintf("the variable %q cannot be given to a process: its name is empty or has '=', or it holds a NUL byte. Encode binary values, for example as base64", key)}
+	var impossible []string
+	for _, key := range sortedKeys(job.Env) {
+		if key == "" || strings.ContainsAny(key, "=\x00") || strings.IndexByte(job.Env[key], 0) >= 0 {
+			impossible = append(impossible, fmt.Sprintf("%q", key))
 		}
-		merged[key] = value
+		merged[key] = job.Env[key]
+	}
+	if len(impossible) > 0 {
+		return nil, &startError{exitNotExecutable, fmt.Sprintf("these variables cannot be given to a process: %s. A name is empty or has '=', or it holds a NUL byte. Encode binary values, for example as base64", strings.Join(impossible, ", "))}
 	}
 	for _, key := range job.UnsetEnv {
 		delete(merged, key)
@@ -83,6 +87,9 @@ func findCommand(name string, env []string) (string, error) {
 	if notExecutable != "" {
 		return "", &startError{exitNotExecutable, fmt.Sprintf("the command %q was found as %s, but this user may not execute it: make it executable (chmod +x) in the image", name, notExecutable)}
 	}
+	if strings.ContainsRune(name, ' ') {
+		return "", &startError{exitNotFound, fmt.Sprintf("the command %q was not found: it is one word with spaces in it. Give command and arguments as separate items, or run it by a shell: sh -c", name)}
+	}
 	return "", &startError{exitNotFound, fmt.Sprintf("the command %q was not found on the PATH (%s): install it in the image, give its full path, or name another image", name, path)}
 }
 
@@ -112,6 +119,8 @@ func explainStart(path string, err error) error {
 		return problem(exitNotExecutable, "permission denied for user %d. Check the modes of the file, of its directories and of its interpreter, and that it is not on a noexec mount", os.Getuid())
 	case syscall.ENOEXEC:
 		return problem(exitNotExecutable, "%s", wrongFormat(path))
+	case syscall.EINVAL:
+		return problem(exitNotExecutable, "an argument holds a NUL byte, which no process can be given. Encode binary values, for example as base64")
 	case syscall.E2BIG:
 		return problem(exitNotExecutable, "arguments and environment are too large for the kernel (one string may have 128 KiB). Hand large inputs over as a file or an artifact")
 	case syscall.EAGAIN, syscall.ENOMEM:
@@ -127,11 +136,10 @@ func explainStart(path string, err error) error {
 // missingInterpreter explains a file that is there and yet "not found".
 func missingInterpreter(path string) string {
 	if line, ok := shebang(path); ok {
-		carriage := ""
 		if strings.HasSuffix(line, "\r") {
-			carriage = " The line ends in CR LF: save the script with Unix line ends (dos2unix)."
+			return fmt.Sprintf("its first line ends in CR LF, so that it names %q with a carriage return. Save the script with Unix line ends (dos2unix; for git: *.sh text eol=lf in .gitattributes)", strings.TrimRight(line, "\r"))
 		}
-		return fmt.Sprintf("its interpreter %q is not in the image.%s Install it, or change the first line of the script", strings.TrimRight(line, "\r"), carriage)
+		return fmt.Sprintf("its interpreter %q is not in the image. Install it, or change the first line of the script", line)
 	}
 	if header, ok := readProgramHeader(path); ok && header.loader != "" {
 		return fmt.Sprintf("its loader %s is not in the image: it was built for another C library (glibc or musl). Use an image of the same kind, or build it statically", header.loader)
@@ -144,13 +152,21 @@ func wrongFormat(path string) string {
 	if header, ok := readProgramHeader(path); ok {
 		return fmt.Sprintf("it is built for %s, this machine is %s. Use an image for this platform, or one for several (docker buildx build --platform)", header.machine, runtime.GOARCH)
 	}
-	head := make([]byte, 2)
+	head := make([]byte, 8)
+	n := 0
 	if file, err := os.Open(path); err == nil {
-		n, _ := file.Read(head)
+		n, _ = file.Read(head)
 		file.Close()
-		if n == 0 {
-			return "the file is empty. Check the step that should have written it"
-		}
+	}
+	switch head = head[:n]; {
+	case n == 0:
+		return "the file is empty. Check the step that should have written it"
+	case bytes.HasPrefix(head, []byte("MZ")):
+		return "it is a program for Windows. Use one that is built for Linux"
+	case bytes.HasPrefix(head, []byte{0xcf, 0xfa, 0xed, 0xfe}), bytes.HasPrefix(head, []byte{0xca, 0xfe, 0xba, 0xbe}):
+		return "it is a program for macOS (or a Java class). Use one that is built for Linux"
+	case bytes.HasPrefix(head, []byte("\xef\xbb\xbf")):
+		return "it begins with a byte order mark, so that its first line does not count. Save the script as UTF-8 without one"
 	}
 	return fmt.Sprintf("it is neither a program nor a script with a first line like #!/bin/sh. Add that line, or start it as: sh %s", path)
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"fmt"
 	"hash"
@@ -53,8 +54,12 @@ func (d *download) connect() error {
 			header.Set("If-Match", d.etag)
 		}
 	}
+	want := []int{http.StatusOK}
+	if d.at > 0 {
+		want = append(want, http.StatusPartialContent)
+	}
 	ctx, watch := watchProgress(d.ctx)
-	answer, err := d.client.send(ctx, http.MethodGet, d.url, header, nil, 0, http.StatusOK, http.StatusPartialContent)
+	answer, err := d.client.send(ctx, http.MethodGet, d.url, header, nil, 0, want...)
 	if err != nil {
 		watch.stop()
 		return watch.explain(err)
@@ -63,6 +68,9 @@ func (d *download) connect() error {
 	etag := answer.Header.Get("ETag")
 	if d.at == 0 {
 		d.etag, d.size = etag, answer.ContentLength
+		if d.expected == "" {
+			d.expect(contentDigest(answer.Header))
+		}
 		return nil
 	}
 	if etag != d.etag {
@@ -70,12 +78,45 @@ func (d *download) connect() error {
 		return permanent("the object was replaced while it was being read")
 	}
 	if answer.StatusCode == http.StatusOK { // this server knows no ranges: skip what we have
-		if _, err := io.CopyN(io.Discard, d.body, d.at); err != nil {
+		if _, err := io.CopyN(io.Discard, movingReader{d.body, watch}, d.at); err != nil {
 			d.Close()
-			return err
+			return watch.explain(err)
 		}
+		return nil
+	}
+	var first, last, size int64
+	told := answer.Header.Get("Content-Range")
+	if n, _ := fmt.Sscanf(told, "bytes %d-%d/%d", &first, &last, &size); n < 2 || first != d.at || n == 3 && d.size >= 0 && size != d.size {
+		d.Close()
+		return permanent("the rest from byte %d of %d was asked for, and the server sent another part (Content-Range: %.60q)", d.at, d.size, told)
 	}
 	return nil
+}
+
+// contentDigest is the SHA-256 in hex that a server tells of a whole answer (RFC 9530), "" if it tells none.
+func contentDigest(header http.Header) string {
+	for _, part := range strings.Split(header.Get("Content-Digest"), ",") {
+		if text, found := strings.CutPrefix(strings.TrimSpace(part), "sha-256=:"); found {
+			if sum, err := base64.StdEncoding.DecodeString(strings.TrimSuffix(text, ":")); err == nil && len(sum) == sha256.Size {
+				return hex.EncodeToString(sum)
+			}
+		}
+	}
+	return ""
+}
+
+// movingReader tells the watch of every byte.
+type movingReader struct {
+	from  io.Reader
+	watch *progressWatch
+}
+
+func (r movingReader) Read(p []byte) (int, error) {
+	n, err := r.from.Read(p)
+	if n > 0 {
+		r.watch.moved()
+	}
+	return n, err
 }
 
 func (d *download) Read(p []byte) (int, error) {

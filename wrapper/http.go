@@ -14,8 +14,10 @@ import (
 	"net/url"
 	"os"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 )
 
 // Presigned requests to object storage: one client, bounded retries, and no address in any message, since a presigned
@@ -23,9 +25,12 @@ import (
 
 const (
 	// These tries outlast a minute without an answer, even where chance makes every delay as short as it can be.
-	maxTries     = 15
-	firstDelay   = 250 * time.Millisecond
-	longestDelay = 15 * time.Second
+	maxTries = 15
+	// longestPatience is for stores that take everything and answer nothing, where each try is long.
+	longestPatience = 15 * time.Minute
+	quietTries      = 4 // so many failures, some seconds of them, are not worth a line
+	firstDelay      = 250 * time.Millisecond
+	longestDelay    = 15 * time.Second
 	// stallLimit ends a request that moves no byte.
 	stallLimit = 60 * time.Second
 	// answerLimit is for the answer after the last byte: completing a large upload takes the store a while.
@@ -33,24 +38,15 @@ const (
 )
 
 type client struct {
-	http  *http.Client
-	sleep func(ctx context.Context, delay time.Duration) error // replaced by tests
+	http    *http.Client
+	rootErr error                                                // why further roots could not be read: then nothing is asked of those who need them
+	sleep   func(ctx context.Context, delay time.Duration) error // replaced by tests
 }
 
 // newClient trusts the image's certificates, and those in caFile if one is named.
-func newClient(caFile string) (*client, error) {
-	settings := &tls.Config{MinVersion: tls.VersionTLS12}
-	if caFile != "" {
-		roots, err := x509.SystemCertPool()
-		if err != nil {
-			roots = x509.NewCertPool()
-		}
-		pem, err := os.ReadFile(caFile)
-		if err != nil || !roots.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("ca_file %s holds no certificate that can be read", caFile)
-		}
-		settings.RootCAs = roots
-	}
+func newClient(caFile string) *client {
+	roots, rootErr := readRoots(caFile)
+	settings := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}
 	transport := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
@@ -65,7 +61,29 @@ func newClient(caFile string) (*client, error) {
 		WriteBufferSize:       64 << 10,
 		ReadBufferSize:        64 << 10,
 	}
-	return &client{http: &http.Client{Transport: transport}, sleep: sleepContext}, nil
+	// A redirect would turn a PUT into a GET whose answer says nothing of what was to be stored, and would tell the address,
+	// which is a credential, to whoever it leads to.
+	stay := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	return &client{http: &http.Client{Transport: transport, CheckRedirect: stay}, rootErr: rootErr, sleep: sleepContext}
+}
+
+// readRoots gives nil, which means the image's own, where no file is named.
+func readRoots(caFile string) (*x509.CertPool, error) {
+	if caFile == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(caFile)
+	if err != nil {
+		return nil, permanent("the roots in ca_file %s cannot be read: %w. Name a PEM file that this user may read", caFile, pathCause(err))
+	}
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		roots = x509.NewCertPool()
+	}
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, permanent("ca_file %s holds no certificate: it must be a PEM file with -----BEGIN CERTIFICATE-----", caFile)
+	}
+	return roots, nil
 }
 
 func sleepContext(ctx context.Context, delay time.Duration) error {
@@ -82,7 +100,9 @@ func sleepContext(ctx context.Context, delay time.Duration) error {
 // statusError is an answer that was not what we asked for.
 type statusError struct {
 	status     int
+	method     string
 	code       string // S3's <Code>, such as NoSuchKey
+	said       string // the beginning of what it said, where that is text for people. May repeat the address: for thub only
 	retryAfter time.Duration
 }
 
@@ -94,8 +114,14 @@ func (e *statusError) Error() string {
 	switch {
 	case e.status == http.StatusForbidden:
 		text += " (the presigned address has expired or was not made for this; were the clocks right, and did the job wait long?)"
-	case e.status == http.StatusNotFound:
+	case e.status == http.StatusNotFound && e.method == http.MethodGet:
 		text += " (there is no such object)"
+	case e.status == http.StatusNotFound:
+		text += " (there is no such bucket, or the upload that this belonged to is over)"
+	case e.status >= 300 && e.status < 400:
+		text += " (it sends us elsewhere, where we do not go with a presigned address: is this the store itself, or a login page, or http in place of https?)"
+	case e.status == http.StatusRequestEntityTooLarge:
+		text += " (something on the way takes no request of this size: a proxy's limit, or the store's)"
 	}
 	return text
 }
@@ -125,8 +151,9 @@ func worthRetrying(err error) bool {
 	return !errors.As(err, &final) && !errors.As(err, &certificate) && !errors.Is(err, context.Canceled)
 }
 
-// retry calls do until it succeeds, fails for good, or maxTries are used up.
+// retry calls do until it succeeds, fails for good, or maxTries or longestPatience are used up.
 func (c *client) retry(ctx context.Context, do func(ctx context.Context) error) error {
+	begin := time.Now()
 	for try := 1; ; try++ {
 		err := do(ctx)
 		if err == nil || ctx.Err() != nil || !worthRetrying(err) {
@@ -135,10 +162,14 @@ func (c *client) retry(ctx context.Context, do func(ctx context.Context) error) 
 			}
 			return err
 		}
-		if try == maxTries {
-			return fmt.Errorf("%w; given up after %d tries", err, try)
+		if try == maxTries || time.Since(begin) > longestPatience {
+			return fmt.Errorf("%w; given up after %d tries in %v", err, try, time.Since(begin).Round(time.Second))
 		}
-		if err := c.sleep(ctx, delayAfter(try, err)); err != nil {
+		delay := delayAfter(try, err)
+		if try >= quietTries { // who reads the log should not think that we hang
+			say("%v; try %d of %d in %v", err, try+1, maxTries, delay.Round(time.Second/10))
+		}
+		if err := c.sleep(ctx, delay); err != nil {
 			return err
 		}
 	}
@@ -160,6 +191,9 @@ func delayAfter(try int, err error) time.Duration {
 
 // send makes one request and returns the answer if it is one of the wanted statuses. The caller closes its body.
 func (c *client) send(ctx context.Context, method, address string, header http.Header, body io.Reader, size int64, want ...int) (*http.Response, error) {
+	if c.rootErr != nil && strings.HasPrefix(address, "https:") {
+		return nil, c.rootErr
+	}
 	request, err := http.NewRequestWithContext(ctx, method, address, body)
 	if err != nil {
 		return nil, permanent("the presigned address is not a valid URL")
@@ -183,7 +217,7 @@ func (c *client) send(ctx context.Context, method, address string, header http.H
 	}
 	defer answer.Body.Close()
 	head, _ := io.ReadAll(io.LimitReader(answer.Body, 4096))
-	problem := &statusError{status: answer.StatusCode, code: errorCode(head)}
+	problem := &statusError{status: answer.StatusCode, method: method, code: errorCode(head), said: readable(head)}
 	if after, err := strconv.Atoi(answer.Header.Get("Retry-After")); err == nil && after > 0 {
 		problem.retryAfter = time.Duration(min(after, 3600)) * time.Second
 	}
@@ -220,6 +254,20 @@ func errorCode(body []byte) string {
 		}
 	}
 	return string(code)
+}
+
+// readable is the first line of an answer that is plain text or JSON, shortened; "" for anything else, as pages and XML.
+func readable(body []byte) string {
+	line, _, _ := bytes.Cut(bytes.TrimSpace(body), []byte("\n"))
+	if len(line) == 0 || line[0] == '<' || !utf8.Valid(line) {
+		return ""
+	}
+	return cut(strings.Map(func(r rune) rune {
+		if r < ' ' {
+			return -1
+		}
+		return r
+	}, string(line)), 200)
 }
 
 // put stores data, with retries.

@@ -19,10 +19,7 @@ import (
 // patient is a client whose waits take no time, and the time that they would have taken.
 func patient(t testing.TB) (*client, *atomic.Int64) {
 	t.Helper()
-	c, err := newClient("")
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := newClient("")
 	var waited atomic.Int64
 	c.sleep = func(ctx context.Context, delay time.Duration) error {
 		waited.Add(int64(delay))
@@ -207,13 +204,10 @@ func TestStalledUpload(t *testing.T) {
 
 func TestCancelledWhileWaiting(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
-	c, err := newClient("")
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := newClient("")
 	begin := time.Now()
 	tries := 0
-	err = c.retry(ctx, func(context.Context) error {
+	err := c.retry(ctx, func(context.Context) error {
 		if tries++; tries == 3 {
 			cancel()
 		}

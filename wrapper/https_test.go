@@ -40,10 +40,10 @@ func TestStoresThatAreNotTrusted(t *testing.T) {
 		says   []string
 	}{
 		"no ca_file":             {func(*bench) string { return "" }, []string{"not trusted", "ca_file"}},
-		"ca_file not there":      {func(b *bench) string { return b.path("none.pem") }, []string{"none.pem", "no certificate"}},
+		"ca_file not there":      {func(b *bench) string { return b.path("none.pem") }, []string{"none.pem", "no such file"}},
 		"ca_file is nonsense":    {func(b *bench) string { os.WriteFile(b.path("x.pem"), []byte("x"), 0o644); return b.path("x.pem") }, []string{"x.pem", "no certificate"}},
 		"ca_file is empty":       {func(b *bench) string { os.WriteFile(b.path("x.pem"), nil, 0o644); return b.path("x.pem") }, []string{"no certificate"}},
-		"ca_file is a directory": {func(b *bench) string { return b.dir }, []string{"no certificate"}},
+		"ca_file is a directory": {func(b *bench) string { return b.dir }, []string{"is a directory"}},
 	} {
 		for _, kind := range []string{"restore", "save"} {
 			t.Run(name+", "+kind, func(t *testing.T) {

@@ -1,11 +1,12 @@
 package main
 
 import (
-	"bytes"
-	"encoding/json"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -110,59 +111,74 @@ const (
 	defaultMessageLimit = 4096
 	defaultPartBytes    = 16 << 20
 	maxPartBytes        = 64 << 20
+	mostHeld            = 64 << 20
 )
 
 // readJob reads the job document and removes it, because it holds secrets. A document with faults is returned as far as it
 // could be understood, so that the failure can still be told where the document says.
 func readJob(path string) (*Job, error) {
 	job := &Job{}
-	file, err := os.Open(path)
+	data, err := takeFile(path)
 	if err != nil {
 		return job, fmt.Errorf("the job document cannot be read: %w. Give the path of the JSON file that the runtime wrote, readable for this user", err)
 	}
-	data, err := io.ReadAll(io.LimitReader(file, maxJobDocument+1))
-	file.Close()
-	if err != nil {
-		return job, fmt.Errorf("the job document cannot be read: %w", err)
-	}
-	_ = os.Remove(path) // "where it can": a mounted file or a read-only directory keeps it
 	if len(data) > maxJobDocument {
 		return job, fmt.Errorf("the job document is larger than %d bytes; put large inputs into an artifact", maxJobDocument)
 	}
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	decodeErr := decoder.Decode(job)
+	faults := decodeDocument(data, job)
 	job.applyDefaults()
-	if decodeErr != nil {
-		return job, fmt.Errorf("the job document is not what wrapper/README.md describes: %s", describeJSONError(decodeErr))
+	job.makeAbsolute()
+	if len(faults) == 0 {
+		faults = job.faults()
 	}
-	return job, job.validate()
+	if len(faults) > 0 {
+		return job, errors.New("the job document is not what wrapper/README.md describes: " + strings.Join(faults, "; "))
+	}
+	return job, nil
 }
 
-// describeJSONError keeps values out of the message: they may be secret.
-func describeJSONError(err error) string {
-	var kind *json.UnmarshalTypeError
-	if errors.As(err, &kind) {
-		return fmt.Sprintf("field %q must be of type %s", kind.Field, kind.Type)
+// takeFile reads a file, and removes it where it can: not from a mounted or a read-only directory. What is no ordinary file (a
+// pipe, a device, a link, as Kubernetes makes them) is not removed.
+func takeFile(path string) ([]byte, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
 	}
-	var syntax *json.SyntaxError
-	if errors.As(err, &syntax) {
-		return fmt.Sprintf("it is not JSON (near byte %d)", syntax.Offset)
+	defer file.Close()
+	data, err := io.ReadAll(io.LimitReader(file, maxJobDocument+1))
+	if err != nil {
+		return nil, err
 	}
-	return "it is not complete JSON"
+	if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() {
+		_ = os.Remove(path)
+	}
+	return data, nil
+}
+
+// makeAbsolute binds the paths to the directory in which we were started, before we go to another one.
+func (job *Job) makeAbsolute() {
+	for _, path := range []*string{&job.Workdir, &job.ResultPath, &job.RunningPath, &job.OutputPath, &job.CAFile} {
+		if *path == "" {
+			continue
+		}
+		if full, err := filepath.Abs(*path); err == nil {
+			*path = full
+		}
+	}
 }
 
 func (job *Job) applyDefaults() {
-	if job.MessageLimit <= 0 {
+	if job.MessageLimit == 0 {
 		job.MessageLimit = defaultMessageLimit
 	}
 	limits := &job.OutputLimits
-	if limits.ValueBytes <= 0 {
+	if limits.ValueBytes == 0 {
 		limits.ValueBytes = 64 << 10
 	}
-	if limits.Keys <= 0 {
+	if limits.Keys == 0 {
 		limits.Keys = 256
 	}
-	if limits.TotalBytes <= 0 {
+	if limits.TotalBytes == 0 {
 		limits.TotalBytes = 256 << 10
 	}
 	for i := range job.Save {
@@ -176,11 +192,13 @@ func (job *Job) applyDefaults() {
 	job.ArchiveLimits.applyDefaults()
 }
 
-// validate reports every fault at once.
-func (job *Job) validate() error {
-	var faults []string
+// faults lists everything in the document that cannot be, as its schema does, each with its place and never with a value.
+func (job *Job) faults() (faults []string) {
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
-	if job.Version != 1 {
+	switch {
+	case job.Version == 0:
+		fault("version is missing: it is 1")
+	case job.Version != 1:
 		fault("version is %d, this wrapper understands 1: use a wrapper of the same release as the executor", job.Version)
 	}
 	if len(job.Command) == 0 || job.Command[0] == "" {
@@ -192,53 +210,101 @@ func (job *Job) validate() error {
 	if job.Stdin != "" && job.Stdin != "null" && job.Stdin != "pass" {
 		fault(`stdin must be "null" or "pass"`)
 	}
-	if job.TimeoutSeconds < 0 || job.GraceSeconds < 0 {
-		fault("timeout_s and grace_s must not be negative (0 = none)")
+	job.numberFaults(fault)
+	if job.Overflow != nil {
+		addressFault(fault, "overflow.put_url", job.Overflow.PutURL)
 	}
 	for i, spec := range job.Restore {
-		faults = append(faults, spec.faults(fmt.Sprintf("restore[%d]", i))...)
+		spec.faults(fault, fmt.Sprintf("restore[%d]", i))
 	}
 	for i, spec := range job.Save {
-		faults = append(faults, spec.faults(fmt.Sprintf("save[%d]", i))...)
-	}
-	if len(faults) > 0 {
-		return errors.New("the job document has faults: " + strings.Join(faults, "; "))
-	}
-	return nil
-}
-
-func (spec RestoreSpec) faults(where string) (faults []string) {
-	if spec.Kind != "cache" && spec.Kind != "artifact" {
-		faults = append(faults, where+`.kind must be "cache" or "artifact"`)
-	}
-	if spec.URL == "" {
-		faults = append(faults, where+".url is empty")
+		spec.faults(fault, fmt.Sprintf("save[%d]", i))
 	}
 	return faults
 }
 
-func (spec SaveSpec) faults(where string) (faults []string) {
-	if spec.Kind != "cache" && spec.Kind != "artifact" {
-		faults = append(faults, where+`.kind must be "cache" or "artifact"`)
-	}
-	if spec.When != "success" && spec.When != "failure" && spec.When != "always" {
-		faults = append(faults, where+`.when must be "success", "failure" or "always"`)
-	}
-	if len(spec.Paths) == 0 {
-		faults = append(faults, where+".paths is empty")
-	}
-	if spec.Upload.PutURL == "" {
-		faults = append(faults, where+".upload.put_url is empty")
-	}
-	if spec.Upload.PartBytes < 1 || spec.Upload.PartBytes > maxPartBytes {
-		faults = append(faults, fmt.Sprintf("%s.upload.part_bytes must be from 1 to %d", where, maxPartBytes))
-	}
-	if m := spec.Upload.Multipart; m != nil {
-		if !strings.Contains(m.PartURLTemplate, "{n}") || !strings.Contains(m.PartURLTemplate, "{signature}") || m.CompleteURL == "" || len(m.Signatures) == 0 {
-			faults = append(faults, where+".upload.multipart needs part_url_template with {n} and {signature}, signatures and complete_url")
+// faultFunc takes one more fault.
+type faultFunc func(format string, args ...any)
+
+func (job *Job) numberFaults(fault faultFunc) {
+	for _, limit := range []struct {
+		name  string
+		value float64
+	}{
+		{"timeout_s", job.TimeoutSeconds}, {"grace_s", job.GraceSeconds}, {"message_limit", float64(job.MessageLimit)},
+		{"output_limits.value_bytes", float64(job.OutputLimits.ValueBytes)}, {"output_limits.keys", float64(job.OutputLimits.Keys)},
+		{"output_limits.total_bytes", float64(job.OutputLimits.TotalBytes)}, {"archive_limits.bytes", float64(job.ArchiveLimits.Bytes)},
+		{"archive_limits.entries", float64(job.ArchiveLimits.Entries)}, {"archive_limits.depth", float64(job.ArchiveLimits.Depth)},
+	} {
+		if limit.value < 0 {
+			fault("%s must not be negative", limit.name)
 		}
 	}
-	return faults
+	// What we hold in memory.
+	for _, limit := range []struct {
+		name  string
+		value int
+	}{
+		{"message_limit", job.MessageLimit}, {"output_limits.value_bytes", job.OutputLimits.ValueBytes},
+		{"output_limits.keys", job.OutputLimits.Keys}, {"output_limits.total_bytes", job.OutputLimits.TotalBytes},
+	} {
+		if limit.value > mostHeld {
+			fault("%s must be at most %d", limit.name, mostHeld)
+		}
+	}
+}
+
+// addressFault refuses what no request can be sent to. The address itself may be a credential, so it is not told.
+func addressFault(fault faultFunc, where, address string) {
+	if address == "" {
+		fault("%s is empty", where)
+		return
+	}
+	parsed, err := url.Parse(address)
+	if err != nil || parsed.Scheme != "http" && parsed.Scheme != "https" || parsed.Host == "" {
+		fault("%s is not an http:// or https:// address", where)
+	}
+}
+
+func kindFault(fault faultFunc, where, kind string) {
+	if kind != "cache" && kind != "artifact" {
+		fault(`%s.kind must be "cache" or "artifact"`, where)
+	}
+}
+
+func (spec RestoreSpec) faults(fault faultFunc, where string) {
+	kindFault(fault, where, spec.Kind)
+	addressFault(fault, where+".url", spec.URL)
+	if digest, err := hex.DecodeString(spec.SHA256); err != nil || len(digest) != 0 && len(digest) != sha256.Size {
+		fault("%s.sha256 must have 64 hexadecimal digits", where)
+	}
+}
+
+func (spec SaveSpec) faults(fault faultFunc, where string) {
+	kindFault(fault, where, spec.Kind)
+	if spec.When != "success" && spec.When != "failure" && spec.When != "always" {
+		fault(`%s.when must be "success", "failure" or "always"`, where)
+	}
+	if len(spec.Paths) == 0 {
+		fault("%s.paths is empty", where)
+	}
+	addressFault(fault, where+".upload.put_url", spec.Upload.PutURL)
+	if spec.Upload.PartBytes < 1 || spec.Upload.PartBytes > maxPartBytes {
+		fault("%s.upload.part_bytes must be from 1 to %d", where, maxPartBytes)
+	}
+	if m := spec.Upload.Multipart; m != nil {
+		if !strings.Contains(m.PartURLTemplate, "{n}") || !strings.Contains(m.PartURLTemplate, "{signature}") || len(m.Signatures) == 0 {
+			fault("%s.upload.multipart needs part_url_template with {n} and {signature}, and signatures", where)
+		}
+		addressFault(fault, where+".upload.multipart.part_url_template", strings.NewReplacer("{n}", "1", "{signature}", "s").Replace(m.PartURLTemplate))
+		addressFault(fault, where+".upload.multipart.complete_url", m.CompleteURL)
+		if m.AbortURL != "" {
+			addressFault(fault, where+".upload.multipart.abort_url", m.AbortURL)
+		}
+	}
+	if spec.IndexUpload != nil {
+		addressFault(fault, where+".index_upload.put_url", spec.IndexUpload.PutURL)
+	}
 }
 
 func (job *Job) grace() time.Duration   { return seconds(job.GraceSeconds) }
@@ -248,7 +314,10 @@ func seconds(s float64) time.Duration {
 	if s > 1e9 { // some thirty years: no limit, and no overflow
 		s = 1e9
 	}
-	return time.Duration(s * float64(time.Second))
+	if s <= 0 {
+		return 0
+	}
+	return max(time.Duration(s*float64(time.Second)), 1) // however short, it is a limit
 }
 
 // absolute resolves a path of the document: relative ones belong to the working directory.

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -22,7 +24,32 @@ func TestMain(m *testing.M) {
 		os.Args[0] = name
 		os.Exit(dispatch(os.Args, os.Stdout, os.Stderr))
 	}
+	if number := os.Getenv(actAsCatcher); number != "" {
+		os.Exit(catch(number))
+	}
 	os.Exit(m.Run())
+}
+
+// actAsCatcher makes the test binary a job that exits with 9 once it and a child of its own have got the signal. (Shells do not
+// do for that: dash loses signals that come while it forks.)
+const actAsCatcher = "HUBFLOW_TEST_CATCH"
+
+func catch(text string) int {
+	number, _ := strconv.Atoi(text)
+	got := make(chan os.Signal, 1)
+	signal.Notify(got, syscall.Signal(number))
+	if len(os.Args) > 1 { // the child
+		os.WriteFile("ready", nil, 0o644)
+		<-got
+		return 9
+	}
+	grandchild := exec.Command("/proc/self/exe", "child")
+	if err := grandchild.Start(); err != nil {
+		return 1
+	}
+	<-got
+	_ = grandchild.Wait()
+	return grandchild.ProcessState.ExitCode()
 }
 
 // command prepares the wrapper as a separate process.

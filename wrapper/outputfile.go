@@ -128,7 +128,7 @@ func findMarker(lines []string, from int, marker string) int {
 func parseOutputJSON(data []byte, set *outputSet) (warnings []string) {
 	object := map[string]json.RawMessage{}
 	if err := json.Unmarshal(data, &object); err != nil {
-		return []string{"HUBFLOW_OUTPUT begins with { but is not a JSON object (" + describeJSONError(err) + "); its outputs are ignored"}
+		return []string{"HUBFLOW_OUTPUT begins with { but is not a JSON object (" + describeSyntax(data, err) + "); its outputs are ignored"}
 	}
 	for _, key := range sortedKeys(object) {
 		if !validKey(key) {

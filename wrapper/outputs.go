@@ -24,9 +24,10 @@ type outputScanner struct {
 	lenient  *outputSet // tag in mid-line, of declared keys only
 
 	lineLimit int
-	line      []byte // the unfinished line, or what of it may still matter
-	midLine   bool   // the beginning of `line` was thrown away, so no tag in it is at the line's start
-	overlong  int    // bytes of a tagged line beyond lineLimit that were counted but not kept
+	odd       []string // what lines with a tag at their start were, that set nothing
+	line      []byte   // the unfinished line, or what of it may still matter
+	midLine   bool     // the beginning of `line` was thrown away, so no tag in it is at the line's start
+	overlong  int      // bytes of a tagged line beyond lineLimit that were counted but not kept
 }
 
 func newOutputScanner(declared []string, limits OutputLimits) *outputScanner {
@@ -123,6 +124,8 @@ func (s *outputScanner) finish(line []byte) {
 	if !s.midLine && len(bytes.TrimSpace(line[:at])) == 0 {
 		if key, value, ok := parseAssignment(line[at+len(outputTag):]); ok {
 			s.strict.set(key, value, s.overlong)
+		} else if len(s.odd) < mostOdd {
+			s.odd = append(s.odd, oddLine(line[at+len(outputTag):]))
 		}
 		return
 	}
@@ -134,6 +137,17 @@ func (s *outputScanner) finish(line []byte) {
 		}
 		at = bytes.Index(line, outputTag)
 	}
+}
+
+const mostOdd = 5
+
+// oddLine says what is wrong with an assignment, without its value.
+func oddLine(text []byte) string {
+	key, _, found := bytes.Cut(text, []byte("="))
+	if !found {
+		return "a line with [JOB_OUT] has no `KEY = VALUE` behind it; it was ignored"
+	}
+	return fmt.Sprintf("a line with [JOB_OUT] has the key %.60q; it was ignored, since a key has letters, digits and underscores", bytes.TrimSpace(key))
 }
 
 // parseAssignment reads `KEY = VALUE`: the first `=` splits, spaces around key and value do not count.
@@ -217,6 +231,7 @@ type outputSet struct {
 	total  int            // bytes kept: keys and values
 	extra  int            // assignments to new keys beyond four times the limit of keys
 	beyond string         // the first key over the limit of keys
+	odd    []string       // what lines that set nothing were
 	fixed  []string       // keys whose value was not valid UTF-8
 }
 
@@ -306,6 +321,7 @@ func sortedKeys[V any](m map[string]V) []string {
 // collected unites what was found, weakest first: mid-line, line start, file.
 func (s *outputScanner) collected(file *outputSet) *outputSet {
 	all := newOutputSet(s.strict.limits)
+	all.odd = s.odd
 	all.merge(s.lenient)
 	all.merge(s.strict)
 	if file != nil {

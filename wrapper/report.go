@@ -23,7 +23,7 @@ func (r *reporting) Report(job *Job, result *Result) error {
 		return err
 	}
 	if whole != nil {
-		if err := storeResult(job, whole); err != nil {
+		if err := r.store(job, whole); err != nil {
 			outputs := result.Outputs
 			result.Outputs = map[string]string{}
 			result.fail(outcomeWrapperFailed, phaseResult, fmt.Sprintf("the result document has %d bytes, more than the %d that the runtime takes, and could not be stored elsewhere (%v). Its %d outputs are lost; run the job again once object storage answers", len(whole), job.MessageLimit, err, len(outputs)))
@@ -34,20 +34,19 @@ func (r *reporting) Report(job *Job, result *Result) error {
 	}
 	err = r.place.write(file)
 	if err != nil && job.Overflow != nil && whole == nil {
-		if storeErr := storeResult(job, file); storeErr == nil {
+		if storeErr := r.store(job, file); storeErr == nil {
 			return fmt.Errorf("%w (it is in object storage instead, as %s)", err, job.Overflow.Key)
 		}
 	}
 	return err
 }
 
-// storeResult puts a whole result document into object storage.
-func storeResult(job *Job, whole []byte) error {
-	client, err := newClient(job.CAFile)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), overflowPatience)
+// store puts a whole result document into object storage, as long as the grace after a stop from outside allows.
+func (r *reporting) store(job *Job, whole []byte) error {
+	client := newClient(job.CAFile)
+	told, cancel := r.relay.context(job.grace())
 	defer cancel()
+	ctx, cancelLate := context.WithTimeout(told, overflowPatience)
+	defer cancelLate()
 	return client.put(ctx, job.Overflow.PutURL, "application/json", whole)
 }

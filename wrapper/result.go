@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -62,6 +63,7 @@ type Restored struct {
 	Bytes   int64   `json:"bytes"`
 	Files   int64   `json:"files"`
 	Seconds float64 `json:"seconds"`
+	Error   string  `json:"error"` // why it was not brought; "" for a miss
 }
 
 // Saved is one archive that was taken away, or (error not empty) could not be.
@@ -241,7 +243,9 @@ func (r *Result) shrink(limit int) []byte {
 		data, err := json.Marshal(r)
 		return data, err == nil && len(data) <= limit
 	}
-	r.Warnings = []string{"warnings were left out: the result document would have been too large"}
+	if len(r.Warnings) > 0 {
+		r.Warnings = []string{"warnings were left out: the result document would have been too large"}
+	}
 	r.Message = cut(r.Message, 1000)
 	data, ok := fits()
 	if !ok {
@@ -271,7 +275,8 @@ func (r *Result) shrink(limit int) []byte {
 // not silence us.
 type resultFile struct {
 	path     string
-	reserved *os.File // nil where the directory takes no file of ours
+	kind     os.FileMode // what was there at the start: a link, a pipe, a device; 0 for a file or nothing
+	reserved *os.File    // nil where the directory takes no file of ours
 }
 
 func reserveResult(path string, size int) *resultFile {
@@ -280,7 +285,10 @@ func reserveResult(path string, size int) *resultFile {
 		return place
 	}
 	const special = os.ModeDevice | os.ModeNamedPipe | os.ModeSocket
-	if there, err := os.Lstat(path); err == nil && there.Mode()&special != 0 {
+	if there, err := os.Lstat(path); err == nil {
+		place.kind = there.Mode().Type()
+	}
+	if place.kind&special != 0 {
 		return place // written into, never replaced: root could replace a device of the whole machine
 	}
 	_ = os.MkdirAll(filepath.Dir(path), 0o755) // what it is good for shows when the file is made
@@ -296,6 +304,21 @@ func reserveResult(path string, size int) *resultFile {
 	return place
 }
 
+// usable says why nothing can be written there, as far as that can be known without leaving anything behind.
+func (f *resultFile) usable() error {
+	if f.reserved != nil || f.path == "" {
+		return nil
+	}
+	file, err := os.OpenFile(f.path, os.O_WRONLY|syscall.O_NONBLOCK, 0)
+	if err == nil {
+		return file.Close()
+	}
+	if errors.Is(err, syscall.ENXIO) { // a pipe that nobody reads yet
+		return nil
+	}
+	return pathCause(err)
+}
+
 // write puts the document in place: whole or not at all where a rename can, else as directly as possible (a mounted file, as
 // Kubernetes' termination log is, cannot be replaced).
 func (f *resultFile) write(data []byte) error {
@@ -308,7 +331,7 @@ func (f *resultFile) write(data []byte) error {
 		}
 		_ = os.Remove(f.reserved.Name())
 	}
-	file, err := os.OpenFile(f.path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	file, err := f.open()
 	if err != nil {
 		return err
 	}
@@ -317,6 +340,29 @@ func (f *resultFile) write(data []byte) error {
 		return err
 	}
 	return file.Close()
+}
+
+// open opens what is at the path, if it is still what was there at the start: the job may have put a pipe there, at which we
+// would wait for ever, or a link that leads to somebody else's file.
+func (f *resultFile) open() (*os.File, error) {
+	flags := os.O_WRONLY | os.O_CREATE | os.O_TRUNC | syscall.O_NONBLOCK
+	if f.kind&os.ModeSymlink == 0 {
+		flags |= syscall.O_NOFOLLOW
+	}
+	file, err := os.OpenFile(f.path, flags, 0o644)
+	if err == nil {
+		info, statErr := file.Stat()
+		if statErr == nil && (info.Mode().IsRegular() || f.kind != 0) {
+			return file, nil
+		}
+		file.Close()
+	} else if f.kind != 0 || !errors.Is(err, syscall.ENXIO) && !errors.Is(err, syscall.ELOOP) && !errors.Is(err, syscall.EISDIR) {
+		return nil, err
+	}
+	if err := os.Remove(f.path); err != nil {
+		return nil, err
+	}
+	return os.OpenFile(f.path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 }
 
 func (f *resultFile) replace(data []byte) error {
@@ -330,7 +376,17 @@ func (f *resultFile) replace(data []byte) error {
 	if err := f.reserved.Chmod(0o644); err != nil {
 		return err
 	}
+	if !f.isReserved() {
+		return errors.New("the place that was taken for the result is somebody else's now")
+	}
 	return os.Rename(f.reserved.Name(), f.path)
+}
+
+// isReserved: the job could have put its own result where ours was to be.
+func (f *resultFile) isReserved() bool {
+	ours, err := f.reserved.Stat()
+	there, thereErr := os.Lstat(f.reserved.Name())
+	return err == nil && thereErr == nil && os.SameFile(ours, there)
 }
 
 // writeAtomically makes a small file appear with all its content.

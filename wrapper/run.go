@@ -52,6 +52,10 @@ func runJob(path string) int {
 		result.fail(outcomeWrapperFailed, phaseRestore, err.Error())
 		return conclude(job, result, real)
 	}
+	if err := real.place.usable(); err != nil && job.Overflow == nil {
+		result.fail(outcomeWrapperFailed, phaseResult, fmt.Sprintf("nobody would learn how the job ends, so it was not started: %s cannot be written: %v. Check that this user may write there, and that there is room", job.ResultPath, err))
+		return conclude(job, result, real)
+	}
 	debug.SetGCPercent(50) // little of ours lives long; memory is the job's
 	transfers := &transfers{relay: relay}
 	return sequence(job, result, parts{
@@ -129,6 +133,9 @@ func collectOutputs(result *Result, outputs *outputSet) {
 			result.warn("the output JOB_RESULT is neither true nor false; it was ignored")
 		}
 	}
+	for _, odd := range outputs.odd {
+		result.warn("%s", odd)
+	}
 	for _, key := range outputs.fixed {
 		result.warn("output %s was not valid UTF-8; the bytes that were not were replaced", key)
 	}
@@ -142,8 +149,8 @@ func saveFiles(job *Job, result *Result, do parts) {
 	result.Saved = append(result.Saved, saved...)
 	result.Warnings = append(result.Warnings, warnings...)
 	if err != nil {
-		if do.stop() != 0 && errors.Is(err, context.Canceled) && result.succeeded() {
-			result.Outcome, result.Phase, result.Message = outcomeStopped, phaseSave, err.Error()
+		if signal := do.stop(); signal != 0 && errors.Is(err, context.Canceled) && result.succeeded() {
+			result.Outcome, result.Phase, result.Message, result.status = outcomeStopped, phaseSave, err.Error(), 128+int(signal)
 			return
 		}
 		result.fail(outcomeSaveFailed, phaseSave, err.Error())
@@ -153,12 +160,16 @@ func saveFiles(job *Job, result *Result, do parts) {
 // conclude writes the result document, says on the log what was our failure and not the job's, and gives the exit status.
 func conclude(job *Job, result *Result, report reporter) int {
 	result.Timings.FinishedAt = now()
+	message := result.Message
+	err := report.Report(job, result)
 	switch result.Outcome {
 	case outcomeStartFailed, outcomeRestoreFailed, outcomeSaveFailed, outcomeOutputTooLarge, outcomeWrapperFailed:
-		fmt.Fprintf(os.Stderr, "hubflow-wrapper: %s\n", result.Message)
+		say("%s", message)
 	}
-	if err := report.Report(job, result); err != nil {
-		fmt.Fprintf(os.Stderr, "hubflow-wrapper: the result document could not be written: %v. Check that the directory of result_path exists and that this user may write there.\n", err)
+	if err != nil {
+		if job.ResultPath != "" {
+			say("the result document could not be written to %s: %v. Check that this user may write there, and that there is room", job.ResultPath, err)
+		}
 		if result.status == 0 { // never silently green
 			return exitWrapper
 		}
@@ -173,13 +184,13 @@ func enterWorkdir(job *Job, mayBeMissing bool) *startError {
 	}
 	err := os.Chdir(job.Workdir)
 	if errors.Is(err, os.ErrNotExist) && job.CreateWorkdir {
-		if err = os.MkdirAll(job.Workdir, 0o777); err == nil {
-			err = os.Chdir(job.Workdir)
+		if err := os.MkdirAll(job.Workdir, 0o777); err != nil {
+			return &startError{exitNotExecutable, fmt.Sprintf("the working directory %s cannot be made by user %d: %v. Make it in the image, or name one where this user may write", job.Workdir, os.Getuid(), pathCause(err))}
 		}
+		err = os.Chdir(job.Workdir)
 	}
 	switch {
 	case err == nil:
-		job.Workdir = job.absolute("")
 		return nil
 	case errors.Is(err, os.ErrNotExist) && mayBeMissing:
 		return nil

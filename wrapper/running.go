@@ -2,8 +2,10 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 )
 
@@ -25,7 +27,13 @@ func markRunning(job *Job, childPid int) (warning string) {
 	}
 	go func() {
 		for now := range time.Tick(heartbeat) {
-			_ = os.Chtimes(job.RunningPath, now, now)
+			if !errors.Is(os.Chtimes(job.RunningPath, now, now), os.ErrNotExist) {
+				continue
+			}
+			// The job has cleared the directory. A runtime that forgets us takes the directory away, too.
+			if _, err := os.Stat(filepath.Dir(job.RunningPath)); err == nil {
+				_ = writeAtomically(job.RunningPath, mark)
+			}
 		}
 	}()
 	return ""

@@ -92,7 +92,7 @@ func TestSecretsAreNotInMessages(t *testing.T) {
 			b.set("restore", []any{restore(s, "artifact", "a", ".", true)})
 		}, ""},
 		"restore, bad address": {func(s *store, b *bench) {
-			b.set("restore", []any{map[string]any{"kind": "artifact", "name": "a", "path": ".", "url": "::" + testSecret, "required": true}})
+			b.set("restore", []any{map[string]any{"kind": "artifact", "name": "a", "path": ".", "url": "http://[::1" + testSecret, "required": true}})
 		}, ""},
 		"save, 403 with an echo":      {func(s *store, _ *bench) { s.spoil(99, isPut, echoAddress) }, "echo x >f"},
 		"save, missing":               {func(*store, *bench) {}, "true"},

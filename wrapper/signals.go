@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"os"
 	"os/signal"
 	"sync"
@@ -12,7 +13,8 @@ import (
 // to end. It is set up before anything else: the kernel drops signals that a PID 1 has no handler for.
 type signalRelay struct {
 	incoming chan os.Signal
-	stopped  chan struct{} // closed at the first TERM or INT
+	stops    chan os.Signal // TERM and INT on their own, since a channel that is full loses what comes
+	stopped  chan struct{}  // closed at the first TERM or INT
 
 	mu         sync.Mutex
 	group      int            // 0 = no child
@@ -22,16 +24,47 @@ type signalRelay struct {
 }
 
 func watchSignals() *signalRelay {
-	relay := &signalRelay{incoming: make(chan os.Signal, 64), stopped: make(chan struct{})}
+	relay := &signalRelay{incoming: make(chan os.Signal, 64), stops: make(chan os.Signal, 8), stopped: make(chan struct{})}
+	nohup := signal.Ignored(syscall.SIGHUP)
 	signal.Notify(relay.incoming) // all of them
+	signal.Notify(relay.stops, syscall.SIGTERM, syscall.SIGINT)
+	if nohup { // whoever started us wants the job to outlive the terminal
+		signal.Ignore(syscall.SIGHUP)
+	}
 	go func() {
-		for received := range relay.incoming {
-			if number, ok := received.(syscall.Signal); ok {
-				relay.handle(number)
+		for {
+			select {
+			case received := <-relay.stops:
+				relay.handle(received)
+			case received := <-relay.incoming:
+				if received != syscall.SIGTERM && received != syscall.SIGINT {
+					relay.handle(received)
+				}
 			}
 		}
 	}()
 	return relay
+}
+
+// context ends when the grace after a stop from outside is nearly over, so that the result can still be written.
+func (r *signalRelay) context(grace time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		select {
+		case <-r.stopped:
+		case <-ctx.Done():
+			return
+		}
+		r.mu.Lock()
+		left := time.Until(r.stoppedAt.Add(max(grace-time.Second, grace*3/4)))
+		r.mu.Unlock()
+		select {
+		case <-time.After(left):
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
 }
 
 // ours are signals that concern the wrapper alone: a child of ours ended; Go's scheduler interrupts itself; the reader of
@@ -40,8 +73,9 @@ func ours(number syscall.Signal) bool {
 	return number == syscall.SIGCHLD || number == syscall.SIGURG || number == syscall.SIGPIPE
 }
 
-func (r *signalRelay) handle(number syscall.Signal) {
-	if ours(number) {
+func (r *signalRelay) handle(received os.Signal) {
+	number, ok := received.(syscall.Signal)
+	if !ok || ours(number) {
 		return
 	}
 	r.mu.Lock()
@@ -52,6 +86,12 @@ func (r *signalRelay) handle(number syscall.Signal) {
 	}
 	if r.group != 0 && !(r.suspends && number == syscall.SIGCONT) {
 		_ = syscall.Kill(-r.group, number) // a group that is already gone needs nothing
+		switch {
+		case number == syscall.SIGTERM || number == syscall.SIGINT:
+			_ = syscall.Kill(-r.group, syscall.SIGCONT) // one that is suspended would sleep through it
+		case number == syscall.SIGTSTP && !r.suspends && behindSomebody():
+			_ = syscall.Kill(0, syscall.SIGSTOP) // whoever pressed Ctrl-Z gets the terminal back; SIGCONT is handed on
+		}
 	}
 }
 

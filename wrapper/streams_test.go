@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -35,6 +36,9 @@ func downloadAll(c *client, url string, sum string) ([]byte, error) {
 func serveFrom(w http.ResponseWriter, data []byte, at, most, status int) {
 	w.Header().Set("ETag", etagOf(data))
 	w.Header().Set("Content-Length", fmt.Sprint(len(data)-at))
+	if status == http.StatusPartialContent {
+		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", at, len(data)-1, len(data)))
+	}
 	w.WriteHeader(status)
 	_, _ = w.Write(data[at:min(len(data), at+most)])
 	if at+most < len(data) {
@@ -101,6 +105,21 @@ func TestDownloadsThatBreak(t *testing.T) {
 			}
 			serveFrom(w, other, rangeOf(r), map[bool]int{true: 100_000, false: len(data)}[try == 1], map[bool]int{true: 206, false: 200}[rangeOf(r) > 0])
 		}, "", "replaced while it was being read"},
+		"a part that nobody asked for": {func(_ int, w http.ResponseWriter, r *http.Request) { serveFrom(w, data, 0, len(data), 206) }, "", "206"},
+		"another part than asked for": {func(try int, w http.ResponseWriter, r *http.Request) {
+			if try == 1 {
+				serveFrom(w, data, 0, 300_000, 200)
+				return
+			}
+			w.Header().Set("ETag", etagOf(data))
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes 0-%d/%d", len(data)-1, len(data)))
+			w.WriteHeader(206)
+			_, _ = w.Write(data)
+		}, "", "sent another part"},
+		"with a digest that is wrong": {func(_ int, w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Digest", "sha-256=:"+base64.StdEncoding.EncodeToString(make([]byte, 32))+":")
+			serveFrom(w, data, 0, len(data), 200)
+		}, "", "damaged or replaced"},
 		"not found":      {func(_ int, w http.ResponseWriter, r *http.Request) { fail(w, 404, "NoSuchKey") }, "", "no such object"},
 		"expired":        {func(_ int, w http.ResponseWriter, r *http.Request) { fail(w, 403, "AccessDenied") }, "", "expired"},
 		"a page instead": {func(_ int, w http.ResponseWriter, r *http.Request) { w.WriteHeader(302) }, "", "302"},

@@ -31,7 +31,8 @@ func startOnTerminal(path string, args, env []string) (*child, error) {
 	attributes := &syscall.ProcAttr{
 		Env:   env,
 		Files: []uintptr{0, 1, 2},
-		Sys:   &syscall.SysProcAttr{Foreground: true, Ctty: 0, Pdeathsig: syscall.SIGKILL},
+		// In the background (`run job.json &`) the terminal is another's; the child stops when it reads from it, as any would.
+		Sys: &syscall.SysProcAttr{Setpgid: true, Foreground: c.tty.inFront() == syscall.Getpgrp(), Ctty: 0, Pdeathsig: syscall.SIGKILL},
 	}
 	started := make(chan error, 1)
 	go c.startAndReap(path, args, attributes, started)
@@ -44,21 +45,25 @@ func startOnTerminal(path string, args, env []string) (*child, error) {
 	return c, nil
 }
 
-// suspended is called when the child was stopped by Ctrl-Z. We stop as well, so that the shell in front of which we stand takes
-// over; when that puts us into the foreground again, so is the child. Where nobody is behind us the child just goes on.
+// suspended is called when the child was stopped by Ctrl-Z, or because it read from a terminal that is not its own. We stop as
+// well, so that the shell in front of which we stand takes over; when that puts us into the foreground again, so is the child.
+// Where nobody is behind us the child just goes on.
 func (t *terminal) suspended(child int) {
 	if t == nil {
 		return
 	}
-	if os.Getpid() != 1 && session() != os.Getpid() {
+	// `fg` of a job that was never stopped has put us, not the child, in front.
+	if behindSomebody() && t.inFront() != syscall.Getpgrp() {
 		select {
 		case <-t.continued: // an old one
 		default:
 		}
-		t.foreground(syscall.Getpgrp())
+		t.takeBack(child)
 		// Another thread may take the signal, so that we would run on a little, and give the child what is the shell's.
 		_ = syscall.Kill(0, syscall.SIGSTOP)
 		<-t.continued
+	}
+	if t.inFront() == syscall.Getpgrp() { // not after `bg`
 		t.foreground(child)
 	}
 	_ = syscall.Kill(-child, syscall.SIGCONT)
@@ -73,11 +78,18 @@ func (t *terminal) suspended(child int) {
 	}()
 }
 
-// takeBack makes our own group the foreground one again, after the child's end.
-func (t *terminal) takeBack() {
-	if t != nil {
+// takeBack makes our own group the foreground one again if the child's is.
+func (t *terminal) takeBack(child int) {
+	if t != nil && t.inFront() == child {
 		t.foreground(syscall.Getpgrp())
 	}
+}
+
+// inFront is the terminal's foreground group.
+func (t *terminal) inFront() int {
+	var number int32
+	_, _, _ = syscall.Syscall(syscall.SYS_IOCTL, t.file.Fd(), syscall.TIOCGPGRP, uintptr(unsafe.Pointer(&number)))
+	return int(number)
 }
 
 func (t *terminal) foreground(group int) {
@@ -85,10 +97,11 @@ func (t *terminal) foreground(group int) {
 	_, _, _ = syscall.Syscall(syscall.SYS_IOCTL, t.file.Fd(), syscall.TIOCSPGRP, uintptr(unsafe.Pointer(&number)))
 }
 
-// session is the leader of the session that we are in.
-func session() int {
+// behindSomebody says whether somebody, such as a shell, can continue us once we are stopped: not where we are the first process
+// or lead the session.
+func behindSomebody() bool {
 	leader, _, _ := syscall.RawSyscall(syscall.SYS_GETSID, 0, 0, 0)
-	return int(leader)
+	return os.Getpid() != 1 && int(leader) != os.Getpid()
 }
 
 // isTerminal asks for terminal settings, which only terminals have.

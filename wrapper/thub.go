@@ -41,6 +41,7 @@ type thubOptions struct {
 }
 
 func thub(args []string, stdout, stderr io.Writer) int {
+	speaker = "thub"
 	verb := "help"
 	if len(args) > 0 {
 		verb = args[0]
@@ -62,11 +63,7 @@ func thub(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "thub: %v\n", err)
 		return exitUsage
 	}
-	client, err := newClient(os.Getenv("HUBFLOW_CA_FILE"))
-	if err == nil {
-		err = transfer(context.Background(), client, options)
-	}
-	if err != nil {
+	if err := transfer(context.Background(), newClient(os.Getenv("HUBFLOW_CA_FILE")), options); err != nil {
 		fmt.Fprintf(stderr, "thub: %s of %s failed: %v\n", verb, options.path, explainHub(err))
 		return 1
 	}
@@ -115,6 +112,9 @@ func (o *thubOptions) faults(rest []string) error {
 	}
 	if o.localpath == "" {
 		faults = append(faults, "--localpath is missing")
+	}
+	if strings.HasSuffix(o.path, "/") { // a directory
+		o.path += filepath.Base(o.localpath)
 	}
 	o.path = strings.TrimPrefix(path.Clean("/"+o.path), "/")
 	if o.path == "" {
@@ -194,11 +194,14 @@ func thubPull(ctx context.Context, c *client, o thubOptions) error {
 	}
 	temporary, err := os.CreateTemp(filepath.Dir(target), ".thub-*")
 	if err != nil {
-		return err
+		return fmt.Errorf("no file can be made in %s: %w. Make the directory first, writable for this user", filepath.Dir(target), pathCause(err))
 	}
 	defer os.Remove(temporary.Name())
 	defer temporary.Close()
 	if _, err := io.Copy(temporary, from); err != nil {
+		return err
+	}
+	if err := from.Verify(); err != nil {
 		return err
 	}
 	if err := temporary.Chmod(0o644); err != nil {
@@ -219,6 +222,11 @@ func explainHub(err error) string {
 			return fmt.Sprintf("the hub answered %d: user, password or token are wrong, or may not write to this repository", status.status)
 		case http.StatusNotFound:
 			return "the hub answered 404: there is no such repository or file"
+		case http.StatusConflict:
+			return strings.TrimSuffix("the hub answered 409: this file has this tag already, or is being written: "+status.said, ": ")
+		}
+		if status.said != "" && !status.temporary() { // no address of ours is a secret here
+			return fmt.Sprintf("the hub answered %d: %s", status.status, status.said)
 		}
 	}
 	return strings.ReplaceAll(err.Error(), "object storage", "the hub")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 )
@@ -16,13 +17,10 @@ type transfers struct {
 	client *client
 }
 
-func (t *transfers) connect(job *Job) error {
-	if t.client != nil {
-		return nil
+func (t *transfers) connect(job *Job) {
+	if t.client == nil {
+		t.client = newClient(job.CAFile)
 	}
-	var err error
-	t.client, err = newClient(job.CAFile)
-	return err
 }
 
 // Restore brings the archives one after the other, so that later ones win. What is not required is a miss when it fails.
@@ -30,9 +28,7 @@ func (t *transfers) Restore(job *Job) (restored []Restored, warnings []string, e
 	if len(job.Restore) == 0 {
 		return nil, nil, nil
 	}
-	if err := t.connect(job); err != nil {
-		return nil, nil, err
-	}
+	t.connect(job)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go func() {
@@ -44,6 +40,9 @@ func (t *transfers) Restore(job *Job) (restored []Restored, warnings []string, e
 	}()
 	for _, spec := range job.Restore {
 		one, err := t.restoreOne(ctx, job, spec)
+		if err != nil && !missed(spec, err) {
+			one.Error = cut(err.Error(), 500)
+		}
 		restored = append(restored, one)
 		if err == nil {
 			continue
@@ -55,12 +54,17 @@ func (t *transfers) Restore(job *Job) (restored []Restored, warnings []string, e
 		if spec.Required {
 			return restored, warnings, errors.New(sentence)
 		}
-		var status *statusError
-		if spec.Kind != "cache" || !errors.As(err, &status) || status.status != http.StatusNotFound {
+		if !missed(spec, err) {
 			warnings = append(warnings, sentence+"; the job went on without it")
 		}
 	}
 	return restored, warnings, nil
+}
+
+// missed: a cache that is not there yet is nothing to speak of.
+func missed(spec RestoreSpec, err error) bool {
+	var status *statusError
+	return spec.Kind == "cache" && errors.As(err, &status) && status.status == http.StatusNotFound
 }
 
 func (t *transfers) restoreOne(ctx context.Context, job *Job, spec RestoreSpec) (done Restored, err error) {
@@ -110,22 +114,23 @@ func unpackInto(ctx context.Context, stage *staging, from io.Reader, limits Arch
 
 // Save takes away what is wanted after a job that succeeded or failed. All are tried, the first failure that matters is told.
 func (t *transfers) Save(job *Job, succeeded bool, restored []Restored) (saved []Saved, warnings []string, err error) {
-	ctx, cancel := t.saveContext(job)
+	ctx, cancel := t.relay.context(job.grace())
 	defer cancel()
 	for _, spec := range job.Save {
 		if !wanted(spec, succeeded, restored) {
 			continue
 		}
-		if err := t.connect(job); err != nil {
-			return saved, warnings, err
+		t.connect(job)
+		one, notes, problem := Saved{Kind: spec.Kind, Name: spec.Name}, []string(nil), ctx.Err()
+		if problem == nil {
+			one, notes, problem = t.saveOne(ctx, job, spec)
 		}
-		one, notes, problem := t.saveOne(ctx, job, spec)
 		warnings = append(warnings, notes...)
 		if problem != nil {
 			one.Error = problem.Error()
-			sentence := fmt.Errorf("the %s %q could not be saved: %w", spec.Kind, spec.Name, problem)
+			var sentence error = fmt.Errorf("the %s %q could not be saved: %w", spec.Kind, spec.Name, problem)
 			if ctx.Err() != nil {
-				sentence = fmt.Errorf("the job was told to stop while its %s %q was being saved: %w", spec.Kind, spec.Name, ctx.Err())
+				sentence = &stoppedError{fmt.Sprintf("the job was told to stop while its %s %q was being saved, which is lost", spec.Kind, spec.Name)}
 			}
 			if spec.Kind == "cache" && !spec.Required {
 				warnings = append(warnings, sentence.Error())
@@ -152,27 +157,6 @@ func wanted(spec SaveSpec, succeeded bool, restored []Restored) bool {
 	return true
 }
 
-// saveContext ends when the grace after a stop from outside is nearly over, so that the result can still be written.
-func (t *transfers) saveContext(job *Job) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(context.Background())
-	go func() {
-		select {
-		case <-t.relay.stopped:
-		case <-ctx.Done():
-			return
-		}
-		t.relay.mu.Lock()
-		left := time.Until(t.relay.stoppedAt.Add(max(job.grace()-time.Second, job.grace()*3/4)))
-		t.relay.mu.Unlock()
-		select {
-		case <-time.After(left):
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	return ctx, cancel
-}
-
 func (t *transfers) saveOne(ctx context.Context, job *Job, spec SaveSpec) (done Saved, warnings []string, err error) {
 	begin := time.Now()
 	done = Saved{Kind: spec.Kind, Name: spec.Name}
@@ -187,6 +171,7 @@ func (t *transfers) saveOne(ctx context.Context, job *Job, spec SaveSpec) (done 
 		index = newIndexWriter()
 	}
 	to := newUpload(ctx, t.client, spec.Upload)
+	to.hurried = func() bool { return t.relay.stop() != 0 }
 	packing, archive, err := packInto(ctx, to, base, selected, index, job.ArchiveLimits)
 	if packing != nil {
 		warnings = prefixed(fmt.Sprintf("%s %q: ", spec.Kind, spec.Name), packing.warnings)
@@ -194,6 +179,9 @@ func (t *transfers) saveOne(ctx context.Context, job *Job, spec SaveSpec) (done 
 	if err == nil {
 		if missing := packing.missing(); len(missing) > 0 {
 			sentence := fmt.Sprintf("nothing matches %s below %s. Check the paths, and that the job really makes these files", quoted(missing), base)
+			if _, statErr := os.Stat(base); errors.Is(statErr, os.ErrNotExist) {
+				sentence = fmt.Sprintf("there is no directory %s, below which %s should be. Check the paths, and that the job really makes these files", base, quoted(missing))
+			}
 			if spec.Required || packing.files == 0 && len(missing) == len(spec.Paths) {
 				err = &missingError{sentence}
 			} else {
@@ -216,6 +204,12 @@ func (t *transfers) saveOne(ctx context.Context, job *Job, spec SaveSpec) (done 
 	done.Bytes, done.SHA256, done.Files = archive.size, archive.sum(), packing.files
 	return done, warnings, t.saveIndex(ctx, spec, index, archive)
 }
+
+// stoppedError: the grace was over before all was saved.
+type stoppedError struct{ sentence string }
+
+func (e *stoppedError) Error() string { return e.sentence }
+func (e *stoppedError) Unwrap() error { return context.Canceled }
 
 // missingError: what was to be saved is not there.
 type missingError struct{ sentence string }

@@ -27,13 +27,13 @@ const (
 )
 
 func (l *ArchiveLimits) applyDefaults() {
-	if l.Bytes <= 0 {
+	if l.Bytes == 0 {
 		l.Bytes = defaultMostBytes
 	}
-	if l.Entries <= 0 {
+	if l.Entries == 0 {
 		l.Entries = defaultMostEntries
 	}
-	if l.Depth <= 0 {
+	if l.Depth == 0 {
 		l.Depth = defaultMostDepth
 	}
 }

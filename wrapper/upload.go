@@ -26,6 +26,8 @@ type upload struct {
 	cancel context.CancelCauseFunc
 	client *client
 	spec   UploadSpec
+	// hurried says that we were told to stop: then the store is left to drop unfinished uploads itself. nil: never
+	hurried func() bool
 
 	part    []byte      // being filled
 	free    chan []byte // buffers that may be filled
@@ -245,6 +247,9 @@ func (u *upload) abort() {
 	if u.spec.Multipart == nil || u.spec.Multipart.AbortURL == "" {
 		return
 	}
+	if u.hurried != nil && u.hurried() {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(u.ctx), abortPatience)
 	defer cancel()
 	answer, err := u.client.send(ctx, http.MethodDelete, u.spec.Multipart.AbortURL, nil, nil, 0, http.StatusNoContent, http.StatusOK, http.StatusNotFound)
@@ -284,7 +289,8 @@ func (u *upload) complete() error {
 			return nil
 		}
 		if err != nil {
-			unsure = true
+			// What was refused was not done; a fault inside the store, or a proxy's, says nothing.
+			unsure = unsure || status == nil || status.status == 500 || status.status == 502 || status.status == 504
 			return err
 		}
 		defer answer.Body.Close()
@@ -294,9 +300,33 @@ func (u *upload) complete() error {
 			unsure = true
 			return err
 		}
-		if bytes.Contains(text, []byte("<Error>")) {
-			return &statusError{status: http.StatusOK, code: errorCode(text)}
+		switch root := rootElement(text); root {
+		case "CompleteMultipartUploadResult":
+			return nil
+		case "Error":
+			return &statusError{status: http.StatusOK, method: http.MethodPost, code: errorCode(text)}
+		case "":
+			unsure = true
+			return errors.New("object storage said nothing when the upload was completed")
+		default:
+			return permanent("the answer to the completed upload is a document %.40q and not object storage's: what stands between us and it?", root)
 		}
-		return nil
 	})
+}
+
+// rootElement is the local name of an XML document's root, "" for nothing, "text" for what is none.
+func rootElement(text []byte) string {
+	if len(bytes.TrimSpace(text)) == 0 {
+		return ""
+	}
+	decoder := xml.NewDecoder(bytes.NewReader(text))
+	for {
+		token, err := decoder.Token()
+		if err != nil {
+			return "text"
+		}
+		if start, ok := token.(xml.StartElement); ok {
+			return start.Name.Local
+		}
+	}
 }

@@ -26,6 +26,7 @@ Everything here is synchronous and takes well under a millisecond, except what s
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -483,9 +484,14 @@ def _sweep_markers(layout: Layout, older_than: float) -> None:
 
 def _read_json(path: str) -> dict[str, Any] | None:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # What a job may write into, it may also have replaced by a link or a pipe.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise
     with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
         try:
             value = json.loads(file.read())
