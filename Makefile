@@ -63,7 +63,7 @@ chaos-kubernetes: $(VENV) $(WRAPPER)  ## the same with jobs as pods, and the API
 	@.venv/bin/python -m tests.cluster build >/dev/null
 	.venv/bin/python -m tests.chaos --runtime kubernetes --runs $(or $(RUNS),100) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(FAULTS),--faults $(FAULTS)) --pace 3 --at-once 15 --output build/chaos-kubernetes.json
-fuzz: $(VENV)  ## fuzz the wrapper's parsers for an hour (FUZZTIME=10m: each of the four that long)
+fuzz: $(VENV)  ## fuzz the wrapper's parsers for an hour (FUZZTIME=10m: each of the five that long)
 	@scripts/fuzz.sh
 
 ##@ Parts of it

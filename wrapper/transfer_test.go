@@ -107,6 +107,7 @@ func checkIndex(t *testing.T, s *store, saved Saved) {
 		Entries []indexEntry
 		Archive indexEnd
 	}
+	checkSchema(t, "index", s.object("dist.index"))
 	if err := json.Unmarshal(s.object("dist.index"), &index); err != nil {
 		t.Fatal(err)
 	}
