@@ -31,7 +31,7 @@ func newCgroup() *cgroup {
 	}
 	own, _ := os.ReadFile("/proc/self/cgroup")
 	for _, place := range cgroupPlaces(cgroupRoot, string(own)) {
-		removeStaleCgroups(place.path)
+		endStaleCgroups(place)
 		place.path = filepath.Join(place.path, cgroupPrefix+strconv.Itoa(os.Getpid()))
 		if os.Mkdir(place.path, 0o755) == nil {
 			return &place
@@ -66,13 +66,15 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// removeStaleCgroups removes the empty groups of wrappers that were killed.
-func removeStaleCgroups(parent string) {
-	stale, _ := filepath.Glob(filepath.Join(parent, cgroupPrefix+"*"))
+// endStaleCgroups ends what wrappers that were killed have left: their jobs must not run beside the next try.
+func endStaleCgroups(parent cgroup) {
+	stale, _ := filepath.Glob(filepath.Join(parent.path, cgroupPrefix+"*"))
 	for _, path := range stale {
 		pid, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(path), cgroupPrefix))
 		if err == nil && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
-			_ = os.Remove(path)
+			left := cgroup{path, parent.unified}
+			left.kill()
+			left.remove()
 		}
 	}
 }

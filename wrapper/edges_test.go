@@ -315,3 +315,18 @@ func TestVeryShortTimeLimitIsOne(t *testing.T) {
 		t.Error(seconds(1e-12), seconds(0), seconds(1e300))
 	}
 }
+
+// What a killed wrapper leaves must not run beside the next try.
+func TestTheNextWrapperEndsWhatAKilledOneHasLeft(t *testing.T) {
+	group := newCgroup()
+	if group == nil {
+		t.Skip("no control group can be had here")
+	}
+	group.remove()
+	b := shell(t, `sh -c 'echo $$ >pid; touch ready; exec sleep 600' & wait`).start()
+	waitForFile(t, b.path("ready"))
+	_ = b.cmd.Process.Kill()
+	_ = b.cmd.Wait()
+	newBench(t, "true").run().expect(outcomeExited, 0)
+	expectDead(t, b.path("pid"))
+}
