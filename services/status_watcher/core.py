@@ -229,7 +229,7 @@ def _without_outputs(document: Mapping[str, Any] | None) -> dict[str, Any] | Non
     if document is None:
         return None
     kept: dict[str, Any] = {}
-    for key in ("version", "outcome", "exit_code", "signal", "started", "phase", "message", "job_result"):
+    for key in ("version", "outcome", "exit_code", "signal", "started", "phase", "message", "job_result", "log_bytes"):
         value = document.get(key)
         if isinstance(value, (str, int, float)) or value is None:
             kept[key] = _text(value) if isinstance(value, str) else clean(value)
