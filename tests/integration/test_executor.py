@@ -365,3 +365,16 @@ async def test_a_start_asks_once_before_and_tells_once_after(house: House) -> No
     )  # fmt: skip
     await on_job_ready(ready, counting)
     assert steps == ["database.fetch", "database.change"]
+
+
+async def test_services_on_plain_processes_are_refused_in_words(house: House) -> None:
+    run = await house.run(
+        "name: w\nstages: [{name: s, jobs: {j: {script: 'true', services: {db: {image: 'pg:16', ready: 5432}}}}}]\n"
+    )
+    ready = await house.ready(run, "j")
+    await on_job_ready(ready, executor_of(house))
+    outcome = await house.outcome(ready)
+    assert (outcome["state"], outcome["reason"]) == ("failed", "Unsupported")
+    assert "db" in outcome["message"]
+    assert "Kubernetes" in outcome["message"]
+    assert await house.host.runtime.list() == []
