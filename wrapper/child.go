@@ -29,6 +29,7 @@ type childEnd struct {
 	timedOut bool
 	stopped  bool
 	warnings []string
+	logBytes int64 // of its output that were passed on
 }
 
 // startChild starts the command and returns once it has been executed (or could not be).

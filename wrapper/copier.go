@@ -108,6 +108,13 @@ func (c *copier) close() {
 func (c *copier) lastActivity() time.Time { return time.Unix(0, c.last.Load()) }
 func (c *copier) writing() bool           { return c.inCall.Load() }
 
+// count is how many bytes were passed on.
+func (c *copier) count() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.passed
+}
+
 // warning says what was lost, "" for nothing.
 func (c *copier) warning() string {
 	c.mu.Lock()

@@ -15,6 +15,8 @@ const usage = `hubflow-wrapper stands in front of a job's command.
 
   hubflow-wrapper run JOBFILE   run the job that the document JOBFILE describes, exit with its status
   hubflow-wrapper install DIR   copy this program to DIR as hubflow-wrapper and thub (for init containers)
+  hubflow-wrapper hold          wait for TERM: keeps a network that containers share
+  hubflow-wrapper dial PORT     does something take connections at this port? (status 0 or 1)
   hubflow-wrapper version       version, platform and the compressions that were built in
   hubflow-wrapper thub ...      the upload tool; also reached by calling this program thub
 
@@ -47,6 +49,10 @@ func dispatch(args []string, stdout, stderr io.Writer) int {
 		return runJob(rest[0])
 	case verb == "install" && len(rest) == 1:
 		return install(rest[0], stderr)
+	case verb == "hold" && len(rest) == 0:
+		return hold()
+	case verb == "dial" && len(rest) == 1:
+		return dial(rest[0], stderr)
 	case verb == "version" || verb == "--version":
 		fmt.Fprintln(stdout, versionText())
 		return 0

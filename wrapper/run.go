@@ -117,6 +117,7 @@ func runChild(job *Job, result *Result, do parts) bool {
 		return false
 	}
 	result.Timings.ChildFinishedAt = now()
+	result.LogBytes = end.logBytes
 	result.childEnded(end, job)
 	collectOutputs(result, outputs)
 	return true
@@ -238,6 +239,7 @@ func (r *running) Run(job *Job, began func()) (childEnd, *outputSet, error) {
 	unmarked := markRunning(job, started.pid)
 	end := started.supervise(r.relay, job.timeout(), job.grace())
 	output.close()
+	end.logBytes = output.count()
 	for _, warning := range []string{unmarked, output.warning()} {
 		if warning != "" {
 			end.warnings = append(end.warnings, warning)

@@ -17,9 +17,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from shared.clock import timestamp
+from shared.runtime.protocol import Resources, ServiceSpec
 from shared.states import RunState, StageState
 from shared.workflow.expressions import references, render
-from shared.workflow.model import DEFAULT_PAUSE_TIMEOUT_S, Job, Stage, Workflow
+from shared.workflow.model import DEFAULT_PAUSE_TIMEOUT_S, Job, Service, Stage, Workflow
 
 FLAG = "_WORKFLOW_FLAG_"
 FLAG_CACHE = FLAG + "CACHE"
@@ -122,6 +123,7 @@ class Composed:
     outputs: list[str]
     shared_directory: str
     options: dict[str, Any]
+    services: tuple[ServiceSpec, ...] = ()
 
 
 # ---------------------------------------------------------------- what is needed
@@ -139,7 +141,7 @@ def wanted(claim: Claim, stage: Stage, job: Job, component: Component) -> Wanted
     given = {**component.defaults, **job.env, **job.inputs}
     if _flag(given, FLAG_HUB_TOKEN):
         secrets.update(HUB_SECRETS)
-    if job.component:
+    if job.component or job.services:
         secrets.add(REGISTRY_SECRET)
     return Wanted(
         jobs=frozenset(path[1] for path in paths if path[0] == "jobs"),
@@ -156,6 +158,8 @@ def _texts(model: Workflow, job: Job) -> Iterable[str]:
     yield from job.command
     yield from (job.component, job.workdir)
     yield from (cache.name for cache in job.cache)
+    for service in job.services:
+        yield from (service.image, *service.command, *service.env.values())
 
 
 def _flag(environment: Mapping[str, str], name: str) -> bool:
@@ -195,6 +199,22 @@ def compose(claim: Claim, stage: Stage, job: Job, facts: Facts, component: Compo
         outputs=list(dict.fromkeys((*job.outputs, *component.outputs))),
         shared_directory=str(claim.run) if _flag(environment, FLAG_CACHE) else "",
         options={**job.options, **({"dind": True} if _flag(environment, FLAG_DIND) else {})},
+        services=tuple(_service(service, context, known) for service in job.services),
+    )
+
+
+def _service(service: Service, context: Mapping[str, Any], known: Mapping[str, str]) -> ServiceSpec:
+    """With its references replaced; how its image is pulled is still to be added."""
+    ready, resources = service.ready, service.resources
+    return ServiceSpec(
+        name=service.name,
+        image=render(service.image, context, known),
+        command=tuple(_words(service.command, context)),
+        env={name: render(value, context, known) for name, value in service.env.items()},
+        port=(ready.port or 0) if ready else 0,
+        check=ready.command if ready else (),
+        ready_seconds=ready.timeout if ready else 0.0,
+        resources=Resources(resources.cpu or 0, resources.memory or 0),
     )
 
 
@@ -320,11 +340,11 @@ def _apply_flags(environment: dict[str, str], facts: Facts) -> None:
 def _command(job: Job, component: Component, context: Mapping[str, Any]) -> list[str]:
     if job.script:
         return script_command(job.script)
-    words = [
-        word if index == 2 and _is_shell(job.command) else render(word, context)
-        for index, word in enumerate(job.command)
-    ]
-    return words or list(component.command)
+    return _words(job.command, context) or list(component.command)
+
+
+def _words(command: tuple[str, ...], context: Mapping[str, Any]) -> list[str]:
+    return [word if index == 2 and _is_shell(command) else render(word, context) for index, word in enumerate(command)]
 
 
 def _is_shell(command: tuple[str, ...]) -> bool:

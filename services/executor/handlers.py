@@ -192,6 +192,10 @@ async def _spec(event: JobReady, claimed: Claim, stage: Stage, job: Job, context
         resources=Resources(job.resources.cpu or 0, job.resources.memory or 0),
         registry_auth=auth,
         shared_directory=composed.shared_directory,
+        services=tuple(
+            dataclasses.replace(service, registry_auth=_registry_auth(service.image, facts))
+            for service in composed.services
+        ),
         options=composed.options,
     )
 

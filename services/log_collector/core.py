@@ -172,6 +172,14 @@ def last_line(limit: int) -> bytes:
     ).encode()
 
 
+def missing_line(missing: int, printed: int) -> bytes:
+    """The end of a log that has not all of what its job printed."""
+    return (
+        f"\n[hubflow] at least {missing} of the {printed} bytes that this job printed are missing above: whoever ran it has "
+        "not kept them until they were read (a node that had rotated the log away?). What must be kept whole is an artifact.\n"
+    ).encode()
+
+
 def url_password(url: str) -> str:
     """The password in a URL such as a clone address, or ""."""
     try:

@@ -47,6 +47,8 @@ class Stream:
     stored: int = 0
     """Bytes in object storage."""
     truncated: bool = False
+    doubtful: bool = False
+    """It was not read without a break since it began, so the runtime may have dropped some of it meanwhile."""
     pending: bytearray = field(default_factory=bytearray)
     writing: bool = False
     """The flusher is about to record some of the pending bytes."""

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from services.log_collector import store
 from services.log_collector.config import LogCollectorSettings
-from services.log_collector.core import limited
+from services.log_collector.core import limited, missing_line
 from services.log_collector.flushing import Flusher, LostError, Stream
 from services.log_collector.store import Completion, Log
 from shared import object_keys
@@ -25,10 +25,12 @@ from shared.db.database import Database
 from shared.errors import TemporaryError
 from shared.log import get_logger
 from shared.objects import ObjectStore
-from shared.runtime.protocol import Runtime
+from shared.runtime.protocol import Phase, Runtime
 
 UPLOAD_SECONDS = 60.0
 LONGEST_WAIT = 15.0
+NEVER_ROTATED = 1 << 20
+"""Bytes of a log up to which nobody rotates it. (kubelet does at 10 MiB, unless told otherwise.)"""
 
 _log = get_logger("log_collector")
 
@@ -81,10 +83,34 @@ async def _read(stream: Stream, segments: _Segments, tools: Tools) -> None:
             break  # the container is gone: what was read of it is all there is
         except TemporaryError as error:
             _log.warning("log interrupted", container=stream.log.container, seconds=wait, error=str(error))
+            stream.doubtful = True
             await asyncio.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT)
     rest = stream.masker.finish()
     _keep(stream, rest.kept, rest.consumed, tools)
+    if stream.doubtful or stream.raw > NEVER_ROTATED:
+        await _say_what_is_missing(stream, tools)
+
+
+async def _say_what_is_missing(stream: Stream, tools: Tools) -> None:
+    """Compare with what the wrapper says that it has passed on. The missing bytes count as read once the line about them is
+    kept, so that it stands there once."""
+    wait = 0.2
+    while True:
+        try:
+            seen = await tools.runtime.inspect(stream.log.container)
+            break
+        except TemporaryError as error:
+            _log.warning("log not checked, it will be", container=stream.log.container, error=str(error))
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT)
+    result = seen.result if seen is not None and seen.phase is Phase.FINISHED else None
+    printed = (result or {}).get("log_bytes")
+    if not isinstance(printed, int) or not stream.raw < printed < 1 << 62:
+        return
+    missing = printed - stream.raw
+    _log.warning("log is not whole", container=stream.log.container, missing=missing, printed=printed)
+    _keep(stream, missing_line(missing, printed), missing, tools)
 
 
 async def _take(stream: Stream, chunk: bytes, segments: _Segments, tools: Tools) -> None:

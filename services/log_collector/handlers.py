@@ -10,6 +10,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from services.log_collector import store
 from services.log_collector.config import LogCollectorSettings
@@ -29,6 +30,8 @@ CONSUMER = "log_collector"
 RENEWAL = 1.0
 """Seconds between two signs of life."""
 TENANTS_KEPT = 256
+LATE = 10.0
+"""Seconds after which somebody who hears of a container may have missed the beginning of its log."""
 
 _log = get_logger("log_collector")
 
@@ -78,22 +81,24 @@ async def on_job_submitted(event: JobSubmitted, context: Context) -> None:
     taking = Taking(event)
     await context.takes.submit(taking)
     if taking.log is not None:
-        begin(taking.log, context, taking.secrets)
+        late = abs((datetime.now(UTC) - event.time).total_seconds()) > LATE
+        begin(taking.log, context, taking.secrets, doubtful=late)
 
 
-def begin(log: Log, context: Context, secrets: RunSecrets | None = None) -> None:
-    """Follow a log that is ours, in a task of its own."""
+def begin(log: Log, context: Context, secrets: RunSecrets | None = None, *, doubtful: bool = True) -> None:
+    """Follow a log that is ours, in a task of its own. `doubtful`: somebody may have missed some of it."""
     if log.container in context.following:
         return
-    task = asyncio.create_task(_follow(log, context, secrets), name=f"log of {log.container}")
+    task = asyncio.create_task(_follow(log, context, secrets, doubtful=doubtful), name=f"log of {log.container}")
     context.following[log.container] = task
     task.add_done_callback(lambda _: context.following.pop(log.container, None))
 
 
-async def _follow(log: Log, context: Context, secrets: RunSecrets | None) -> None:
+async def _follow(log: Log, context: Context, secrets: RunSecrets | None, *, doubtful: bool) -> None:
     try:
-        masker = await context.masks.masker(log, secrets)
-        await follow(Stream.of(log, masker), context.tools)
+        stream = Stream.of(log, await context.masks.masker(log, secrets))
+        stream.doubtful = doubtful
+        await follow(stream, context.tools)
     except TemporaryError as error:
         _log.warning("log left to the next sweep", container=log.container, error=str(error))
     except Exception:

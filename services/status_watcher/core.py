@@ -22,6 +22,8 @@ OUTPUTS_BYTES = 262144
 """The wrapper refuses more; a document that has more was not written by it."""
 RESULT_TEXT = 4096
 RESULT_ITEMS = 256
+SHARES = tuple("0123456789abcdef")
+"""The parts into which replicas divide the work (the rows of `watcher_shares`)."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}\Z")
 _ARTIFACT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")
@@ -96,6 +98,13 @@ class Standing:
     """Its attempt and its run are not over."""
     removed: bool
     """It has been removed once already."""
+    told: bool
+    """Its outcome is recorded."""
+
+
+def share_of(container: str) -> str:
+    """The share that a container belongs to. Names of attempts end with a digest, so its last digit spreads them evenly."""
+    return container[-1:] if container[-1:] in SHARES else SHARES[0]
 
 
 def is_orphan(seen: Observation, standing: Standing | None) -> bool:
@@ -220,7 +229,7 @@ def _without_outputs(document: Mapping[str, Any] | None) -> dict[str, Any] | Non
     if document is None:
         return None
     kept: dict[str, Any] = {}
-    for key in ("version", "outcome", "exit_code", "signal", "started", "phase", "message", "job_result"):
+    for key in ("version", "outcome", "exit_code", "signal", "started", "phase", "message", "job_result", "log_bytes"):
         value = document.get(key)
         if isinstance(value, (str, int, float)) or value is None:
             kept[key] = _text(value) if isinstance(value, str) else clean(value)

@@ -1,7 +1,8 @@
 """Hears what the runtime shows, and compares it with what the database expects.
 
 Observations are levels, not edges: each is put into `Pending`, which keeps the latest of each container; one worker takes
-them out, as many as have come, and records them in one transaction.
+them out, as many as have come, and records them in one transaction. Of several replicas each does this for its shares of the
+containers (`sharing`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 
 from services.status_watcher import core, store
 from services.status_watcher.config import StatusWatcherSettings
+from services.status_watcher.sharing import Shares
 from shared import object_keys
 from shared.db.database import Database
 from shared.errors import HubflowError, PermanentError, TemporaryError
@@ -37,6 +39,8 @@ STOP_GRACE = 20.0
 """Seconds that an orphan gets to end; after twice as many it is removed."""
 LONGEST_WAIT = 10.0
 RESULT_BYTES = 4 << 20
+RENEWAL = 1.0
+"""Seconds between two signs of life."""
 
 _log = get_logger("status_watcher")
 
@@ -80,10 +84,13 @@ class Pending:
 class Context:
     """All that the watcher may touch."""
 
+    name: str
+    """Of this replica."""
     database: Database
     runtime: Runtime
     objects: ObjectStore
     settings: StatusWatcherSettings
+    shares: Shares = field(default_factory=Shares)
     pending: Pending = field(default_factory=Pending)
     orphans: dict[tuple[str, str], float] = field(default_factory=dict)
     """Containers that nobody needs -> since when this process has known (monotonic seconds)."""
@@ -166,13 +173,48 @@ async def watch(context: Context) -> None:
         try:
             async for seen in context.runtime.watch():
                 wait = 0.2
-                context.pending.put(seen)
+                if context.shares.hold(seen.name):
+                    context.pending.put(seen)
         except TemporaryError as error:
             _log.warning("watch broken, it will be opened again", seconds=wait, error=str(error))
         else:
             raise RuntimeError("the runtime's watch ended by itself")
         await asyncio.sleep(wait)
         wait = min(2 * wait, LONGEST_WAIT)
+
+
+async def share(context: Context) -> None:
+    """Divide the work among the replicas, every second. While the database is away each keeps what it has."""
+    while True:
+        try:
+            context.shares.update(await store.share(context.database, context.name, context.settings.lease_seconds))
+        except TemporaryError as error:
+            _log.warning("lease not renewed", error=str(error))
+        await asyncio.sleep(RENEWAL)
+
+
+async def catch_up(context: Context) -> None:
+    """Look at all containers of shares that have become ours: what their holder before has heard may not be recorded."""
+    wait = 0.2
+    while True:
+        gained = await context.shares.take_gained()
+        try:
+            found = await _unrecorded(gained, context)
+        except TemporaryError as error:
+            context.shares.put_back(gained)
+            _log.warning("shares not caught up with, they will be", seconds=wait, error=str(error))
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT)
+            continue
+        wait = 0.2
+        context.pending.put(*found)
+        _log.info("shares gained", gained="".join(sorted(gained)), held=len(context.shares.held), found=len(found))
+
+
+async def _unrecorded(shares: frozenset[str], context: Context) -> list[Observation]:
+    listed = [seen for seen in await context.runtime.list() if core.share_of(seen.name) in shares]
+    standings = await store.standings(context.database, [seen.name for seen in listed])
+    return [seen for seen in listed if seen.name in standings and not standings[seen.name].told]
 
 
 async def tell(context: Context) -> None:
@@ -205,7 +247,7 @@ async def _tell(batch: Sequence[Observation], context: Context) -> None:
 
 
 async def sweep(context: Context) -> None:
-    """Compare database and runtime, and clean up, every `sweep_seconds`."""
+    """Compare database and runtime, and clean up, every `sweep_seconds`, in our shares."""
     while True:
         try:
             await reconcile(context)
@@ -218,8 +260,8 @@ async def sweep(context: Context) -> None:
 async def reconcile(context: Context) -> None:
     """Find ends that no watch has shown, attempts whose container is not there, and containers that nobody needs."""
     # The database first: what it expects now was accepted by the runtime long before the list is made.
-    expected = await store.unfinished(context.database, context.settings.lost_seconds)
-    listed = {seen.name: seen for seen in await context.runtime.list()}
+    expected = await store.unfinished(context.database, context.settings.lost_seconds, context.shares.held)
+    listed = {seen.name: seen for seen in await context.runtime.list() if context.shares.hold(seen.name)}
     for name, uid in expected.items():
         seen = listed.get(name)
         if seen is None or (uid and seen.uid and seen.uid != uid):
@@ -273,7 +315,9 @@ async def remove_finished(context: Context) -> None:
                 return None
             return name
 
-    while names := await store.removable(context.database, context.settings.keep_finished, REMOVALS):
+    while names := await store.removable(
+        context.database, context.settings.keep_finished, REMOVALS, context.shares.held
+    ):
         removed = [name for name in await asyncio.gather(*map(remove, names)) if name is not None]
         if removed:
             await store.note_removed(context.database, removed)
@@ -281,5 +325,5 @@ async def remove_finished(context: Context) -> None:
             return
 
 
-TASKS = {"watch": watch, "tell": tell, "sweep": sweep}
+TASKS = {"share": share, "catch up": catch_up, "watch": watch, "tell": tell, "sweep": sweep}
 """What goes on for as long as the service lives. It hears no events: the runtime is what it listens to."""

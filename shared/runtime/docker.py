@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from shared.errors import PermanentError, TemporaryError
 from shared.runtime import docker_body as body
@@ -69,7 +70,11 @@ class DockerRuntime:
             if not unstarted(found):
                 return
             labels = body.labels_to(body.labels_from(found["Config"]["Labels"]), self._installation)
+            if _has_services(found):
+                labels[body.SERVICES] = "1"
             if await self._starter.bury(name, identity, labels, Reason.CANCELLED, "stopped before it had started"):
+                if _has_services(found):
+                    await self._starter.services.remove(name)
                 return
         raise TemporaryError(f"container {name} is being started again and again; stop it once more")
 
@@ -108,6 +113,8 @@ class DockerRuntime:
         except EngineError as error:
             if error.status not in {404, 409}:
                 raise TemporaryError(f"the engine cannot remove {name}: {error}") from error
+        if _has_services(found):
+            await self._starter.services.remove(name)
 
     async def remove_shared_directory(self, name: str) -> None:
         """See the protocol. Raises TemporaryError while a container that has not been removed uses it."""
@@ -128,8 +135,8 @@ class DockerRuntime:
         return await self._reader.inspect(name)
 
     async def watch(self) -> AsyncIterator[Observation]:
-        """See the protocol."""
-        watch = Watch(self._engine, self._reader, self._installation)
+        """See the protocol. Whoever watches also removes services whose container has ended or is gone."""
+        watch = Watch(self._engine, self._reader, self._starter.services, self._installation)
         try:
             async for observation in watch.run():
                 yield observation
@@ -185,3 +192,7 @@ class DockerRuntime:
         if self._stops:
             await asyncio.wait(self._stops)
         await self._engine.close()
+
+
+def _has_services(found: Mapping[str, Any]) -> bool:
+    return body.SERVICES in (found["Config"].get("Labels") or {})

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shared.errors import PermanentError
-from shared.runtime.protocol import ContainerSpec
+from shared.runtime.protocol import ContainerSpec, ServiceSpec
 from shared.runtime.results import RESULT_LIMIT
 from shared.states import Reason
 
@@ -23,6 +23,12 @@ ENDED_REASON = "hubflow.ended.reason"
 ENDED_MESSAGE = "hubflow.ended.message"
 PULLING = "hubflow.pulling"
 """On a container that stands for one whose image is being pulled."""
+SERVICES = "hubflow.services"
+"""On a container that has services beside it."""
+SERVICE_OF = "hubflow.service.of"
+"""On a service, and on what keeps the network: the name of the container that it is there for. These have no label
+INSTALLATION, so that nobody takes them for attempts."""
+SERVICE_INSTALLATION = "hubflow.service.installation"
 HELPERS = {"hubflow.helper": "1"}
 """Labels of containers that only help to put something somewhere, and live for a moment."""
 FOLDER = "/.hubflow"
@@ -85,7 +91,7 @@ def create(spec: ContainerSpec, image: str, installation: str, volume: str, log:
     host = {
         "Mounts": mounts,
         "LogConfig": log,
-        "NetworkMode": options.get("network", "bridge"),
+        "NetworkMode": f"container:{network_name(spec.name)}" if spec.services else options.get("network", "bridge"),
         "ReadonlyRootfs": options.get("read_only_root", False),
         "Runtime": options.get("runtime", ""),
         "SecurityOpt": ["no-new-privileges"],
@@ -99,13 +105,65 @@ def create(spec: ContainerSpec, image: str, installation: str, volume: str, log:
     }
     return {
         "Image": image,
-        "Labels": labels_to(spec.labels, installation),
+        "Labels": labels_to(spec.labels, installation) | ({SERVICES: "1"} if spec.services else {}),
         "Entrypoint": [f"{BIN}/hubflow-wrapper"],
         "Cmd": ["run", f"{JOB}/job.json"],
         "StopSignal": "SIGTERM",
         "Healthcheck": {"Test": ["NONE"]},
         "HostConfig": host,
     }
+
+
+def network_name(name: str) -> str:
+    """Name of the container that keeps the network of an attempt with services. No attempt's name has a dot."""
+    return f"{name}.network"
+
+
+def service_name(name: str, service: ServiceSpec) -> str:
+    """Name of a service's container."""
+    return f"{name}.service.{service.name}"
+
+
+def network(spec: ContainerSpec, installation: str, volume: str) -> dict[str, Any]:
+    """The body of the container that keeps the network which the attempt and its services share, whoever of them ends."""
+    return {
+        "Image": EMPTY_IMAGE,
+        "Labels": {SERVICE_OF: spec.name, SERVICE_INSTALLATION: installation},
+        "Entrypoint": [f"{BIN}/hubflow-wrapper"],
+        "Cmd": ["hold"],
+        "Healthcheck": {"Test": ["NONE"]},
+        "HostConfig": {
+            "Mounts": [_mount(volume, BIN, read_only=True)],
+            "NetworkMode": spec.options.get("network", "bridge"),
+            "ExtraHosts": [f"{service.name}:127.0.0.1" for service in spec.services],
+            "ReadonlyRootfs": True,
+            "SecurityOpt": ["no-new-privileges"],
+            "CapDrop": ["ALL"],
+            "PidsLimit": _PIDS,
+        },
+    }
+
+
+def service(spec: ContainerSpec, service: ServiceSpec, installation: str, log: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a service's container."""
+    content: dict[str, Any] = {
+        "Image": with_tag(service.image),
+        "Labels": {SERVICE_OF: spec.name, SERVICE_INSTALLATION: installation},
+        "Env": [f"{name}={value}" for name, value in service.env.items()],
+        "HostConfig": {
+            "LogConfig": log,
+            "NetworkMode": f"container:{network_name(spec.name)}",
+            "Runtime": spec.options.get("runtime", ""),
+            "SecurityOpt": ["no-new-privileges"],
+            "CapDrop": _DROPPED,
+            "PidsLimit": _PIDS,
+            "RestartPolicy": {"Name": "no"},
+            "NanoCpus": service.resources.cpu_millis * 1_000_000,
+            "Memory": service.resources.memory_bytes,
+            "MemorySwap": service.resources.memory_bytes,
+        },
+    }
+    return content | ({"Entrypoint": list(service.command)} if service.command else {})
 
 
 def stand_in(labels: Mapping[str, str]) -> dict[str, Any]:

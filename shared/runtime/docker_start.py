@@ -4,8 +4,8 @@
 
 Only who has created a container, and so knows its id, copies and starts it. Who finds one that stays `created` takes it
 to be left behind by a crash: deletes it by id, which the engine refuses for one that has started, and begins anew; the
-first one, should it live after all, then finds its id gone and looks again. While an image is pulled, and where something
-never started, a container without content holds the name and says why in its labels.
+first one, should it live after all, then finds its id gone and looks again. While an image is pulled or services become
+ready, and where something never started, a container without content holds the name and says why in its labels.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 from shared.errors import ConfigurationError, PermanentError, TemporaryError
 from shared.log import get_logger
 from shared.runtime import docker_body as body
+from shared.runtime.docker_services import Services
 from shared.runtime.engine import Engine, EngineError, json_lines
 from shared.runtime.protocol import ContainerSpec
 from shared.runtime.wrapper import binary_for
@@ -64,6 +65,7 @@ class Starter:
         self._installed = False
         self._installing = asyncio.Lock()
         self._pulls: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self.services = Services(engine, installation, self.create_named, self._pull_once)
 
     async def start(self, spec: ContainerSpec) -> None:
         """See the protocol. Failures of the pull and of the start itself are observed, not raised."""
@@ -84,6 +86,8 @@ class Starter:
         """Id of the new container; None if the name is taken."""
         setup = await self.ready()
         await self._install()
+        if spec.services and not await self._with_services(spec, setup):
+            return None
         content = body.create(spec, image, self._installation, setup.volume, setup.log)
         if spec.options.get("pull") != "always":
             try:
@@ -102,6 +106,25 @@ class Starter:
                 return None
             raise
         return str(created["Id"])
+
+    async def _with_services(self, spec: ContainerSpec, setup: Setup) -> bool:
+        """Bring the services up while a container without content holds the name. False if it is taken, or they failed."""
+        labels = {**body.labels_to(spec.labels, self._installation), body.SERVICES: "1"}
+        holder = await self.hold(spec.name, labels)
+        if holder is None:
+            return False
+        try:
+            await self._make_empty_image()
+            await self.services.up(spec, setup.volume, setup.log)
+        except PermanentError as error:
+            await self.bury(spec.name, holder, labels, error.reason, str(error))
+            await self.services.remove(spec.name)
+            return False
+        except TemporaryError:
+            if await self.find(holder) is not None:
+                raise
+            return False  # somebody has stopped it or taken it over, and the services with it
+        return await self.delete_unstarted(holder)
 
     async def _create_after_pull(self, spec: ContainerSpec, image: str, content: dict[str, Any]) -> str | None:
         labels = body.labels_to(spec.labels, self._installation)

@@ -16,6 +16,7 @@ from shared.errors import TemporaryError
 from shared.log import get_logger
 from shared.runtime import docker_body as body
 from shared.runtime.docker_read import Reader, living
+from shared.runtime.docker_services import Services
 from shared.runtime.engine import Engine, EngineError, json_lines
 from shared.runtime.protocol import Observation, Phase
 from shared.runtime.results import moment
@@ -31,9 +32,10 @@ _log = get_logger("runtime")
 class Watch:
     """One watch. `run` may be called once; `close` after it."""
 
-    def __init__(self, engine: Engine, reader: Reader, installation: str) -> None:
+    def __init__(self, engine: Engine, reader: Reader, services: Services, installation: str) -> None:
         self._engine = engine
         self._reader = reader
+        self._services = services
         self._installation = installation
         self._telling = Telling()
         self._seen: asyncio.Queue[tuple[str, Observation | None] | BaseException] = asyncio.Queue(1000)
@@ -92,6 +94,7 @@ class Watch:
         for told in asyncio.as_completed([self._tell_brief(brief) for brief in fresh]):
             await told
         await self._tell_missing(set(self._telling.names()) - briefs.keys())
+        await self._services.remove_left_behind(briefs)
 
     async def _tell_brief(self, brief: Mapping[str, Any]) -> None:
         seen = await self._reader.whole(brief)
@@ -134,6 +137,8 @@ class Watch:
         elif action == "die":
             self._ends[identity] = task = self._spawn(self._tell_end, name, identity, attributes)
             task.add_done_callback(lambda _: self._ends.pop(identity, None))
+            if body.SERVICES in attributes:
+                self._spawn(self._services.remove, name)
         elif action == "destroy":
             self._spawn(self._tell_destroyed, name, identity)
 

@@ -36,6 +36,8 @@ from shared.states import Reason
 LOOK_EVERY = 1.0
 """Seconds between looks at pods that do not start, and at those whose node says nothing."""
 LEAVING = 0.2
+SIDECARS_SINCE = [1, 29]
+"""Version of Kubernetes that has native sidecars without anybody switching them on."""
 _log = get_logger("runtime")
 
 
@@ -68,6 +70,8 @@ class KubernetesRuntime:
         self.api = Api(config.access)
         self.pods = Pods(self.api, self._installation, config.tenancy.everywhere, config.idle)
         self._namespaces = Namespaces(self.api, config.tenancy, self._installation, config.defaults.service_account)
+        self._sidecars: bool | None = None
+        """Does this cluster know native sidecars? None: nobody has asked."""
         self._logs = Logs(self.api, self.pods, self._find)
 
     # starting
@@ -76,6 +80,8 @@ class KubernetesRuntime:
         """See the protocol. The cluster pulls the image later; that this fails is observed."""
         body.check_name(spec.name)
         self._config.allowed.check(spec.options)
+        if spec.services:
+            await self._check_sidecars()
         namespace = await self._namespaces.ready(spec.labels.get("tenant", ""))
         claim = await self._claim(spec, namespace) if spec.shared_directory else ""
         secret = body.new_secret_name(spec.name)
@@ -126,6 +132,18 @@ class KubernetesRuntime:
         except ApiError as error:
             if error.reason != "AlreadyExists":
                 raise TemporaryError(f"the cluster refuses the secret of pod {spec.name}: {error}") from error
+
+    async def _check_sidecars(self) -> None:
+        """Raise PermanentError where a service would be taken for something that ends before the job begins (T14)."""
+        if self._sidecars is None:
+            version = await self._ask("GET", "/version")
+            told = [int("".join(filter(str.isdigit, version[key])) or 0) for key in ("major", "minor")]
+            self._sidecars = told >= SIDECARS_SINCE
+        if not self._sidecars:
+            raise PermanentError(
+                "services beside a job need Kubernetes 1.29 or later; start what the job needs in its own script",
+                reason=Reason.UNSUPPORTED,
+            )
 
     async def _claim(self, spec: ContainerSpec, namespace: str) -> str:
         """The volume that the containers of a run share, made by the first of them."""

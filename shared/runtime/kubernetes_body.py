@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.errors import PermanentError
-from shared.runtime.protocol import ContainerSpec
+from shared.runtime.protocol import ContainerSpec, Resources, ServiceSpec
 from shared.states import Reason
 
 DOMAIN = "hubflow.dev"
@@ -44,6 +44,8 @@ MESSAGE_LIMIT = 4096
 """Bytes that kubelet keeps of a termination message."""
 SHARED = "/workflow-cache"
 SHARED_TOO = "/workflow_cache"
+SERVICE = "service-"
+"""Prefix of the containers of services: init containers that go on beside the job."""
 SECRET_LIMIT = 1_000_000
 STOP_MARGIN = 5
 DEADLINE_MARGIN = 3600
@@ -126,15 +128,20 @@ def pod(spec: ContainerSpec, defaults: PodDefaults, secret_name: str, *, shared_
         "terminationGracePeriodSeconds": math.ceil(grace) + STOP_MARGIN,
         "activeDeadlineSeconds": _deadline(spec, grace),
         "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
-        "initContainers": [] if defaults.image_volume else [_installer(defaults)],
+        "initContainers": [
+            *([] if defaults.image_volume else [_installer(defaults)]),
+            *(_service(service, defaults, secret_name) for service in spec.services),
+        ],
         "containers": [_job(spec, defaults, shared=bool(shared_claim))],
         "volumes": _volumes(defaults, secret_name, shared_claim),
         "nodeSelector": {**defaults.node_selector, **options.get("node_selector", {})},
         "tolerations": [*_lost(defaults), *defaults.tolerations, *options.get("tolerations", [])],
         "imagePullSecrets": [{"name": name} for name in defaults.pull_secrets],
     }
-    if spec.registry_auth:
+    if _accounts(spec):
         body["imagePullSecrets"].insert(0, {"name": secret_name})
+    if spec.services:
+        body["hostAliases"] = [{"ip": "127.0.0.1", "hostnames": [service.name for service in spec.services]}]
     classes = {
         "priorityClassName": options.get("priority_class") or defaults.priority_class,
         "runtimeClassName": options.get("runtime_class") or defaults.runtime_class,
@@ -202,13 +209,55 @@ def _job(spec: ContainerSpec, defaults: PodDefaults, *, shared: bool) -> dict[st
     }
 
 
+def _service(service: ServiceSpec, defaults: PodDefaults, secret_name: str) -> dict[str, Any]:
+    """A native sidecar: the next container starts when this one is ready, and it ends when the job has (T14)."""
+    environment = [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": secret_name, "key": _service_key(service, name)}}}
+        for name in service.env
+    ]
+    amounts = _amounts(service.resources)
+    content: dict[str, Any] = {
+        "name": f"{SERVICE}{service.name}",
+        "image": service.image,
+        "imagePullPolicy": "IfNotPresent",
+        "restartPolicy": "Always",
+        "env": environment,
+        "resources": {"requests": amounts, "limits": amounts},
+        "securityContext": _security(defaults),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+    if service.command:
+        content["command"] = list(service.command)
+    if service.port or service.check:
+        ask = {"exec": {"command": list(service.check)}} if service.check else {"tcpSocket": {"port": service.port}}
+        tries = max(1, math.ceil(service.ready_seconds))
+        content["startupProbe"] = {**ask, "periodSeconds": 1, "timeoutSeconds": 5, "failureThreshold": tries}
+    return content
+
+
+def _service_key(service: ServiceSpec, variable: str) -> str:
+    """Where a service's variable stands in the Secret."""
+    return f"{SERVICE}{service.name}.{variable}"
+
+
+def _accounts(spec: ContainerSpec) -> list[tuple[str, Mapping[str, str]]]:
+    """Images with the account that pulls them."""
+    images = [(spec.image, spec.registry_auth), *((each.image, each.registry_auth) for each in spec.services)]
+    return [(image, auth) for image, auth in images if auth]
+
+
+def _amounts(resources: Resources) -> dict[str, str]:
+    amounts = {}
+    if resources.cpu_millis:
+        amounts["cpu"] = f"{resources.cpu_millis}m"
+    if resources.memory_bytes:
+        amounts["memory"] = str(resources.memory_bytes)
+    return amounts
+
+
 def _resources(spec: ContainerSpec, defaults: PodDefaults) -> dict[str, Any]:
     """What is asked for is also the limit, so that one job cannot live on what another was promised."""
-    amounts = {}
-    if spec.resources.cpu_millis:
-        amounts["cpu"] = f"{spec.resources.cpu_millis}m"
-    if spec.resources.memory_bytes:
-        amounts["memory"] = str(spec.resources.memory_bytes)
+    amounts = _amounts(spec.resources)
     if storage := spec.options.get("ephemeral_storage") or defaults.ephemeral_storage:
         amounts["ephemeral-storage"] = storage
     return {"requests": amounts, "limits": amounts}
@@ -244,9 +293,11 @@ def secret(spec: ContainerSpec, defaults: PodDefaults, name: str, uid: str) -> d
             reason=Reason.BAD_INPUT,
         )
     data, kind = {_DOCUMENT_KEY: document}, "Opaque"
-    if spec.registry_auth:
+    for service in spec.services:
+        data |= {_service_key(service, name): value.encode() for name, value in service.env.items()}
+    if accounts := _accounts(spec):
         # One Secret for both: a type that pulls may have further keys.
-        data[_PULL_KEY], kind = _pull_config(spec.image, spec.registry_auth), "kubernetes.io/dockerconfigjson"
+        data[_PULL_KEY], kind = _pull_config(accounts), "kubernetes.io/dockerconfigjson"
     owner = {"apiVersion": "v1", "kind": "Pod", "name": spec.name, "uid": uid}
     return {
         "apiVersion": "v1",
@@ -276,12 +327,14 @@ def _document(spec: ContainerSpec) -> dict[str, Any]:
     }
 
 
-def _pull_config(image: str, auth: Mapping[str, str]) -> bytes:
-    first, slash, _ = image.partition("/")
-    named = slash and ("." in first or ":" in first or first == "localhost")
-    account = base64.b64encode(f"{auth['username']}:{auth['password']}".encode()).decode()
-    host = first if named else "https://index.docker.io/v1/"
-    return json.dumps({"auths": {host: {**auth, "auth": account}}}).encode()
+def _pull_config(accounts: list[tuple[str, Mapping[str, str]]]) -> bytes:
+    auths = {}
+    for image, auth in accounts:
+        first, slash, _ = image.partition("/")
+        named = slash and ("." in first or ":" in first or first == "localhost")
+        account = base64.b64encode(f"{auth['username']}:{auth['password']}".encode()).decode()
+        auths[first if named else "https://index.docker.io/v1/"] = {**auth, "auth": account}
+    return json.dumps({"auths": auths}).encode()
 
 
 def claim(name: str, installation: str, storage_class: str, size: str) -> dict[str, Any]:

@@ -56,6 +56,8 @@ class Pod:
     """State of the job's container: waiting, running or terminated; empty before kubelet knows the pod."""
     installer: Mapping[str, Any]
     """The same of the init container."""
+    services: Mapping[str, Mapping[str, Any]]
+    """The same of services beside the job, by name, with `last`: how it ended when it has been started again."""
     disruption: str
     """Reason of the condition DisruptionTarget."""
     disruption_message: str
@@ -73,7 +75,7 @@ class Pod:
     @property
     def waiting(self) -> Mapping[str, str]:
         """Why the job's container, or the one before it, has not started: reason and message; empty if nobody says."""
-        for state in (self.installer, self.job):
+        for state in (self.installer, *self.services.values(), self.job):
             told = state.get("waiting") or {}
             if told.get("reason") not in {None, "PodInitializing", "ContainerCreating"}:
                 return told
@@ -105,6 +107,7 @@ def pod_of(document: Mapping[str, Any]) -> Pod:
         message=status.get("message") or "",
         job=_state(status.get("containerStatuses"), body.JOB),
         installer=_state(status.get("initContainerStatuses"), body.WRAPPER),
+        services=_services(status.get("initContainerStatuses")),
         disruption=disruption.get("reason", "") if disruption.get("status") == "True" else "",
         disruption_message=disruption.get("message", ""),
         unschedulable=scheduled.get("message", "") if scheduled.get("status") == "False" else "",
@@ -127,6 +130,14 @@ def _state(statuses: list[dict[str, Any]] | None, name: str) -> Mapping[str, Any
             state: Mapping[str, Any] = each.get("state") or {}
             return state
     return {}
+
+
+def _services(statuses: list[dict[str, Any]] | None) -> dict[str, Mapping[str, Any]]:
+    return {
+        each["name"][len(body.SERVICE) :]: {**(each.get("state") or {}), "last": each.get("lastState") or {}}
+        for each in statuses or ()
+        if each["name"].startswith(body.SERVICE)
+    }
 
 
 def observe(pod: Pod, now: datetime) -> Observation | None:
@@ -275,7 +286,11 @@ def _words(state: Mapping[str, Any]) -> str:
 
 def hopeless(pod: Pod, now: datetime, pull_seconds: float, create_seconds: float) -> tuple[str, str] | None:
     """Reason and message if this pod will never start by itself, and must be ended by us; None while it may."""
-    if pod.deleted is not None or pod.phase != "Pending" or not (told := pod.waiting):
+    if pod.deleted is not None or pod.phase != "Pending":
+        return None
+    if failed := _failed_service(pod):
+        return failed
+    if not (told := pod.waiting):
         return None
     reason, message = told["reason"], told.get("message", "")
     age = (now - pod.created).total_seconds() if pod.created else 0.0
@@ -286,4 +301,17 @@ def hopeless(pod: Pod, now: datetime, pull_seconds: float, create_seconds: float
             return Reason.IMAGE_PULL, f"an image of pod {pod.name} cannot be pulled{after}: {reason}: {message}"
     if reason in CREATE_REASONS and age > create_seconds:
         return Reason.START_FAILED, f"pod {pod.name} does not start after {age:.0f} s: {reason}: {message}"
+    return None
+
+
+def _failed_service(pod: Pod) -> tuple[str, str] | None:
+    """A service that has ended while the job has not begun; kubelet would start it again and again."""
+    for name, state in pod.services.items():
+        ended = state.get("terminated") or state["last"].get("terminated")
+        if ended and not pod.job.keys() & {"running", "terminated"}:
+            message = (
+                f"service {name} ended with {ended.get('exitCode')} ({ended.get('reason', 'no reason')}) before it was ready, "
+                f"or was not ready in time. {_words(ended)}"
+            )
+            return Reason.START_FAILED, message.rstrip()
     return None

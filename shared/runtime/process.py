@@ -90,6 +90,13 @@ class ProcessRuntime:
         return True
 
     def _refuse(self, spec: ContainerSpec) -> None:
+        if spec.services:
+            names = ", ".join(service.name for service in spec.services)
+            raise PermanentError(
+                f"plain processes have no services beside them ({names}); run this job on Docker or Kubernetes "
+                "(HUBFLOW_RUNTIME_KIND), or start what it needs in its own script",
+                reason=Reason.UNSUPPORTED,
+            )
         try:
             self._layout.folder(spec.name)
         except KeyError:

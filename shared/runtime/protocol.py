@@ -41,6 +41,28 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceSpec:
+    """A container beside an attempt's: it shares its network, has started before it and goes with it.
+
+    Services start one after the other; without `port` and `check` one counts as ready as soon as it has started. One that
+    ends before it is ready, or is not ready in time, fails the attempt with the reason StartFailed.
+    """
+
+    name: str
+    image: str
+    command: tuple[str, ...] = ()
+    """In place of the image's own ENTRYPOINT and CMD; empty: these."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    port: int = 0
+    """Ready when it takes connections there. It must listen on all addresses."""
+    check: tuple[str, ...] = ()
+    """Ready when this command ends with 0 inside it."""
+    ready_seconds: float = 60.0
+    resources: Resources = field(default_factory=Resources)
+    registry_auth: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerSpec:
     """All that a runtime needs to start one attempt.
 
@@ -64,6 +86,8 @@ class ContainerSpec:
     """{"username": ..., "password": ...} for pulling, or None."""
     shared_directory: str = ""
     """A name; containers with the same name share one directory at /workflow-cache and /workflow_cache. "" for none."""
+    services: tuple[ServiceSpec, ...] = ()
+    """Runtimes that cannot have them refuse the spec (Unsupported)."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What only some runtimes offer (runtimeClass, nodeSelector, ...). Unknown ones are refused by name."""
 

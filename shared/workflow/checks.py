@@ -122,6 +122,7 @@ def _check_all(checker: _Checker) -> None:
         _check_order(checker, [place for place in checker.places if place.stage_index == stage_index])
     for place in checker.places:
         _check_what_it_runs(checker, place)
+        _check_services(checker, place)
         _check_variables(checker, place)
         _check_fetches(checker, place)
         _check_job_texts(checker, place)
@@ -274,6 +275,28 @@ def _check_what_it_runs(checker: _Checker, place: _Place) -> None:
         checker.add((*place.path, "component"), "this is not the address of an image", expected="registry/name:tag")
 
 
+def _check_services(checker: _Checker, place: _Place) -> None:
+    job = place.job
+    if job.services and job.builtin:
+        message = f"`{job.component}` is done by Hubflow itself and has no services"
+        checker.add((*place.path, "services"), message, expected="services in another job", on_key=True)
+    names: set[str] = set()
+    ports: dict[int, str] = {}
+    for number, service in enumerate(job.services):
+        path: Path = (*place.path, "services", number)
+        if service.name and service.name in names:
+            checker.add((*path, "name"), f"two services are called `{service.name}`", expected="a name of its own")
+        names.add(service.name)
+        bare = re.sub(r"\$?\$\{\{[^{}]*\}\}", "", service.image)
+        odd = any(char.isspace() for char in bare.strip()) or len(bare) > 1000 or not service.image.strip()
+        if service.image and odd:
+            checker.add((*path, "image"), "this is not the address of an image", expected="registry/name:tag")
+        port = service.ready.port if service.ready is not None else None
+        if port is not None and ports.setdefault(port, service.name) != service.name:
+            message = f"`{ports[port]}` has the port {port} already, and a job and its services share one network"
+            checker.add((*path, "ready"), message, expected="another port")
+
+
 def _check_variables(checker: _Checker, place: _Place) -> None:
     for name in place.job.inputs:
         path: Path = (*place.path, "inputs", name)
@@ -338,12 +361,26 @@ def _check_job_texts(checker: _Checker, place: _Place) -> None:
     for number, cache in enumerate(job.cache):
         _check_text(checker, (*path, "cache", number, "name"), cache.name, harmless, place)
     _check_code(checker, (*path, "script"), job.script)
-    shell = len(job.command) > 2 and bool(_SHELL.match(" ".join(job.command[:2])))
-    for number, word in enumerate(job.command):
+    _check_command(checker, (*path, "command"), job.command, roots, place)
+    for number, service in enumerate(job.services):
+        own: Path = (*path, "services", number)
+        _check_text(checker, (*own, "image"), service.image, harmless, place)
+        _check_command(checker, (*own, "command"), service.command, roots, place)
+        for name, value in service.env.items():
+            _check_text(checker, (*own, "env", name), value, roots, place)
+        if service.ready is not None:
+            _check_command(checker, (*own, "ready", "command"), service.ready.command, (), place)
+
+
+def _check_command(
+    checker: _Checker, path: Path, command: Sequence[str], roots: Collection[str], place: _Place
+) -> None:
+    shell = len(command) > 2 and bool(_SHELL.match(" ".join(command[:2])))
+    for number, word in enumerate(command):
         if shell and number == 2:
-            _check_code(checker, (*path, "command", number), word)
+            _check_code(checker, (*path, number), word)
         else:
-            _check_text(checker, (*path, "command", number), word, roots, place)
+            _check_text(checker, (*path, number), word, roots, place)
 
 
 def _check_code(checker: _Checker, path: Path, text: str) -> None:
@@ -499,3 +536,5 @@ def _all_texts(workflow: Workflow) -> Iterator[str]:
         for job in stage.jobs:
             yield from (*job.inputs.values(), *job.env.values(), *job.command, job.component, job.workdir)
             yield from (cache.name for cache in job.cache)
+            for service in job.services:
+                yield from (service.image, *service.command, *service.env.values())

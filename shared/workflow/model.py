@@ -44,11 +44,13 @@ DEFAULT_JOB_TIMEOUT_S = 3600.0
 DEFAULT_PENDING_TIMEOUT_S = 600.0
 DEFAULT_GRACE_S = 10.0
 DEFAULT_PAUSE_TIMEOUT_S = 7 * 86400.0
+DEFAULT_READY_TIMEOUT_S = 60.0
 
 MAX_JOBS = 1000
 MAX_STAGES = 100
 MAX_IMAGE_TRIGGERS = 10
 MAX_SCHEDULES = 20
+MAX_SERVICES = 10
 
 BUILTIN_PAUSE = "workflow_pause"
 """TencentHub's image without a command: it only marked a pause stage. A job of it succeeds at once, without a container."""
@@ -416,6 +418,62 @@ class Resources(Part):
     memory: Memory | None = Field(default=None, description="Memory: 512Mi, 2Gi.")
 
 
+def _command(value: Any) -> Any:
+    """A text is code for the shell, a list is taken as it is."""
+    return ["sh", "-ec", value] if isinstance(value, str) else value
+
+
+def _named(name: str, part: Any, what: str) -> Any:
+    """One entry of a map whose keys are the names of jobs or services."""
+    if not isinstance(part, dict):
+        return part
+    if "name" in part:
+        raise bad(f"the {what} `{shorten(name)}` has its name before the `:`", expected="no key `name` inside it")
+    return {"name": name, **part}
+
+
+class Ready(Part):
+    """When a service counts as ready, so that the job may begin."""
+
+    port: Whole | None = Field(default=None, ge=1, le=65535, description="It takes connections at this TCP port.")
+    command: Annotated[tuple[Text, ...], BeforeValidator(_command, json_schema_input_type=str | list[str])] = Field(
+        default=(), description="This ends with 0 inside it: a list, or a text for `sh -ec`."
+    )
+    timeout: Duration = Field(default=DEFAULT_READY_TIMEOUT_S, description="How long that may take.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Ready:
+        if (self.port is None) == (not self.command):
+            raise bad("a service is ready by its `port` or by a `command`", expected="one of the two")
+        return self
+
+
+class Service(Part):
+    """A container beside the job's, which has started before the job does and ends with it."""
+
+    name: Annotated[Text, Field(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")] = Field(
+        description="Unique in the job: small letters, digits, `-`. The job reaches it by this name, or as localhost."
+    )
+    image: Annotated[Text, Field(min_length=1)] = Field(description="Container image; may hold references.")
+    command: Annotated[tuple[Text, ...], BeforeValidator(_command, json_schema_input_type=str | list[str])] = Field(
+        default=(), description="In place of the image's own command: a list, or a text for `sh -ec`."
+    )
+    env: Variables = Field(default_factory=dict, description="Its environment variables; it has no others.")
+    ready: Annotated[
+        Ready | None, BeforeValidator(_short("port", str, int), json_schema_input_type=int | Ready | None)
+    ] = Field(default=None, description="When the job may begin. Left out: as soon as it has started.")
+    resources: Resources = Field(default=Resources(), description="cpu and memory.")
+
+
+def _services(value: Any) -> Any:
+    """A map of name to service (or to its image) as a list of services."""
+    if not isinstance(value, dict):
+        return value
+    if len(value) > MAX_SERVICES:
+        raise bad(f"there may be {MAX_SERVICES} of them, these are {len(value)}", expected=f"at most {MAX_SERVICES}")
+    return [_named(name, _short("image", str)(service), "service") for name, service in value.items()]
+
+
 class Need(Part):
     """A job of the same stage that must be over first."""
 
@@ -478,11 +536,6 @@ def _script(value: Any) -> Any:
     return as_text(value)
 
 
-def _command(value: Any) -> Any:
-    """A text is code for the shell, a list is taken as it is."""
-    return ["sh", "-ec", value] if isinstance(value, str) else value
-
-
 def _outputs(value: Any) -> Any:
     if isinstance(value, (str, list, tuple)):
         names = [as_text(name) for name in (value if not isinstance(value, str) else [value])]
@@ -491,6 +544,10 @@ def _outputs(value: Any) -> Any:
             raise bad(f"the output `{shorten(double)}` stands twice in this list")
         return dict.fromkeys(names, "")
     return value
+
+
+def _is_empty(value: Any) -> bool:
+    return not value
 
 
 class Job(Part):
@@ -532,6 +589,12 @@ class Job(Part):
     pending_timeout: Duration = Field(default=DEFAULT_PENDING_TIMEOUT_S, description="How long it may take to start.")
     grace: Duration = Field(default=DEFAULT_GRACE_S, description="Time between TERM and KILL.")
     resources: Resources = Field(default=Resources(), description="cpu and memory.")
+    services: Annotated[
+        tuple[Service, ...],
+        BeforeValidator(_services, json_schema_input_type=list[Service] | dict[str, Any]),
+        Field(max_length=MAX_SERVICES),
+        # Left out where there are none, as the version before does not know the key.
+    ] = Field(default=(), description="Containers beside the job's: databases and the like.", exclude_if=_is_empty)
     when: Text | None = Field(default=None, description="Condition (CEL); false: the job is skipped.")
     allow_failure: Flag = Field(default=False, description="A failure of this job does not fail the stage.")
     workdir: Text = Field(default="", description="Working directory. Empty: the component's own.")
@@ -549,15 +612,7 @@ def _jobs(value: Any) -> Any:
     """A map of name to job as a list."""
     if not isinstance(value, dict):
         return value
-    return [_named(name, job) for name, job in value.items()]
-
-
-def _named(name: str, job: Any) -> Any:
-    if not isinstance(job, dict):
-        return job
-    if "name" in job:
-        raise bad(f"the job `{shorten(name)}` has its name before the `:`", expected="no key `name` inside it")
-    return {"name": name, **job}
+    return [_named(name, job, "job") for name, job in value.items()]
 
 
 class Stage(Part):

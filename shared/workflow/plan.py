@@ -156,6 +156,7 @@ def _job(stage: Stage, index: int, job: Job) -> JobPlan:
     needs = [need.name for need in job.needs if need.name in here]
     if stage.sequencing == "serial" and index and stage.jobs[index - 1].name not in needs:
         needs.insert(0, stage.jobs[index - 1].name)
+    resources = (job.resources, *(service.resources for service in job.services))
     return JobPlan(
         name=job.name,
         needs=tuple(needs),
@@ -165,8 +166,8 @@ def _job(stage: Stage, index: int, job: Job) -> JobPlan:
         timeout_s=job.timeout,
         pending_timeout_s=job.pending_timeout,
         grace_s=job.grace,
-        cpu_millis=job.resources.cpu or 0,
-        memory_bytes=job.resources.memory or 0,
+        cpu_millis=sum(each.cpu or 0 for each in resources),
+        memory_bytes=sum(each.memory or 0 for each in resources),
         optional_needs=tuple(need.name for need in job.needs if need.optional and need.name in here),
         builtin=job.builtin,
     )

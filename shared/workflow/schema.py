@@ -23,10 +23,11 @@ def workflow_schema() -> dict[str, Any]:
     """JSON Schema 2020-12 of a workflow file."""
     schema = Workflow.model_json_schema(by_alias=True, mode="validation")
     definitions = schema["$defs"]
-    definitions["JobInMap"] = _job_in_map(definitions["Job"])
-    for choice in definitions["Stage"]["properties"]["jobs"]["anyOf"]:
-        if choice.get("type") == "object":
-            choice["additionalProperties"] = {"$ref": "#/$defs/JobInMap"}
+    definitions["ServiceInMap"] = _in_map(definitions["Service"])
+    named = {"$ref": "#/$defs/ServiceInMap"}
+    _map_of(definitions["Job"]["properties"]["services"], {"anyOf": [{"type": "string"}, named]})
+    definitions["JobInMap"] = _in_map(definitions["Job"])
+    _map_of(definitions["Stage"]["properties"]["jobs"], {"$ref": "#/$defs/JobInMap"})
     _tidy(schema)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -37,9 +38,16 @@ def workflow_schema() -> dict[str, Any]:
     }
 
 
-def _job_in_map(job: dict[str, Any]) -> dict[str, Any]:
-    """A job whose name is the key before it."""
-    inner = deepcopy(job)
+def _map_of(part: dict[str, Any], values: dict[str, Any]) -> None:
+    """Where a list may also be a map, its values are these."""
+    for choice in part["anyOf"]:
+        if choice.get("type") == "object":
+            choice["additionalProperties"] = values
+
+
+def _in_map(part: dict[str, Any]) -> dict[str, Any]:
+    """A job or service whose name is the key before it."""
+    inner = deepcopy(part)
     del inner["properties"]["name"]
     inner["required"] = [name for name in inner.get("required", ()) if name != "name"]
     return inner

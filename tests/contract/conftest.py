@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 
 import pytest
 
-from tests.contract.runtime_places import Place, build_wrapper, clean_kubernetes
+from tests.contract.runtime_places import Place, build_wrapper, clean, clean_kubernetes, load_images
+from tests.servers import missing
 from tests.servers.kubernetes import missing as missing_kubernetes
 
 
@@ -28,3 +30,20 @@ async def kubernetes_place(cluster):
     place = Place("kubernetes", str(cluster.kubeconfig), cluster.images, f"test-{uuid.uuid4().hex[:8]}")
     yield place
     await clean_kubernetes(place)
+
+
+@pytest.fixture(scope="session")
+def docker_host(request):
+    """An engine that somebody names, or one of our own; asked for by name only here, so that processes need none."""
+    given = os.environ.get("HUBFLOW_TEST_DOCKER_HOST")
+    if not given and (reason := missing("dockerd", "containerd", "runc")):
+        pytest.skip(f"dockerd: {reason}")
+    return given or request.getfixturevalue("dockerd").url
+
+
+@pytest.fixture(scope="session")
+async def docker_place(docker_host, wrapper):
+    await load_images(docker_host)
+    installation = f"test-{uuid.uuid4().hex[:8]}"
+    yield Place("docker", docker_host, str(wrapper), installation)
+    await clean(docker_host, installation)

@@ -190,8 +190,8 @@ async def clean_kubernetes(place: Place) -> None:
 
 
 def spec(name: str, script: str, *, image: str = "", shared: str = "", command: list[str] | None = None, **more):
-    """A spec for a shell script. `more`: document fields, and `resources`, `options`, `registry_auth` of the spec."""
-    own = {key: more.pop(key) for key in ("resources", "options", "registry_auth") if key in more}
+    """A spec for a shell script. `more`: document fields, and `resources`, `options` and the like of the spec."""
+    own = {key: more.pop(key) for key in ("resources", "options", "registry_auth", "services") if key in more}
     document = {
         "version": 1,
         "attempt": name,
@@ -319,11 +319,13 @@ def _archive(busybox: str, names: list[str]) -> bytes:
 async def clean(host: str, installation: str) -> None:
     """Remove what tests have left on an engine that others use, too."""
     engine = Engine(host)
-    filters = json.dumps({"label": [f"{docker_body.INSTALLATION}={installation}"]})
     try:
         await remove_helpers(host)
-        for found in await engine.call("GET", "/containers/json", query={"all": "1", "filters": filters}):
-            await engine.call("DELETE", f"/containers/{found['Id']}", query={"force": "1", "v": "1"})
+        for label in (docker_body.INSTALLATION, docker_body.SERVICE_INSTALLATION):
+            filters = json.dumps({"label": [f"{label}={installation}"]})
+            for found in await engine.call("GET", "/containers/json", query={"all": "1", "filters": filters}):
+                await engine.call("DELETE", f"/containers/{found['Id']}", query={"force": "1", "v": "1"})
+        filters = json.dumps({"label": [f"{docker_body.INSTALLATION}={installation}"]})
         volumes = await engine.call("GET", "/volumes", query={"filters": filters})
         for found in volumes["Volumes"] or []:
             await engine.call("DELETE", f"/volumes/{found['Name']}")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import signal
 import uuid
@@ -23,33 +22,13 @@ from tests.contract.runtime_places import (
     BARE_IMAGE,
     Place,
     Watcher,
-    clean,
-    load_images,
     new_name,
     read,
     remove_helpers,
     spec,
 )
-from tests.servers import missing
 
 KILLS = {"process": 12, "docker": 6, "kubernetes": 4}
-
-
-@pytest.fixture(scope="session")
-def docker_host(request):
-    """An engine that somebody names, or one of our own; asked for by name only here, so that processes need none."""
-    given = os.environ.get("HUBFLOW_TEST_DOCKER_HOST")
-    if not given and (reason := missing("dockerd", "containerd", "runc")):
-        pytest.skip(f"dockerd: {reason}")
-    return given or request.getfixturevalue("dockerd").url
-
-
-@pytest.fixture(scope="session")
-async def docker_place(docker_host, wrapper):
-    await load_images(docker_host)
-    installation = f"test-{uuid.uuid4().hex[:8]}"
-    yield Place("docker", docker_host, str(wrapper), installation)
-    await clean(docker_host, installation)
 
 
 _ON_DOCKER = pytest.param("docker", marks=[pytest.mark.servers, pytest.mark.xdist_group("dockerd")])

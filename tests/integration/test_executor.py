@@ -15,8 +15,10 @@ from services.executor.components import Components
 from services.executor.config import ExecutorSettings
 from services.executor.handlers import Context, on_job_ready, on_job_stop_requested, on_run_finished
 from services.status_watcher.config import StatusWatcherSettings
+from services.status_watcher.core import SHARES
 from services.status_watcher.handlers import Context as WatcherContext
 from services.status_watcher.handlers import tell, watch
+from services.status_watcher.sharing import Shares
 from shared import object_keys
 from shared.batching import Batcher
 from shared.embedded import S3Address
@@ -54,7 +56,7 @@ def executor_of(house: House, runtime: object = None) -> Context:
 @asynccontextmanager
 async def watching(house: House) -> AsyncIterator[None]:
     host = house.host
-    context = WatcherContext(host.database, host.runtime, host.objects, StatusWatcherSettings())
+    context = WatcherContext("here", host.database, host.runtime, host.objects, StatusWatcherSettings(), Shares(SHARES))
     async with tasks_of(watch(context), tell(context)):
         yield
 
@@ -363,3 +365,16 @@ async def test_a_start_asks_once_before_and_tells_once_after(house: House) -> No
     )  # fmt: skip
     await on_job_ready(ready, counting)
     assert steps == ["database.fetch", "database.change"]
+
+
+async def test_services_on_plain_processes_are_refused_in_words(house: House) -> None:
+    run = await house.run(
+        "name: w\nstages: [{name: s, jobs: {j: {script: 'true', services: {db: {image: 'pg:16', ready: 5432}}}}}]\n"
+    )
+    ready = await house.ready(run, "j")
+    await on_job_ready(ready, executor_of(house))
+    outcome = await house.outcome(ready)
+    assert (outcome["state"], outcome["reason"]) == ("failed", "Unsupported")
+    assert "db" in outcome["message"]
+    assert "Kubernetes" in outcome["message"]
+    assert await house.host.runtime.list() == []

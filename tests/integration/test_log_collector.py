@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,37 @@ async def test_a_container_that_is_gone_completes_what_there_is(house: House) ->
         await until(lambda: _has(kept(house, ready), b"here\n"))
         await house.host.runtime.remove(container_of(ready))
         assert await complete(house, ready) == b"here\n"
+
+
+@pytest.mark.parametrize("collectors", [1, 3])
+async def test_t57_a_log_that_was_rotated_away_says_how_much_is_missing_once(house: House, collectors: int) -> None:
+    """Whoever comes late, or takes over, gets less from the runtime than the wrapper has passed on."""
+    ready = await started(house, "echo one; echo two; echo three")
+    runtime = house.host.runtime
+    whole = runtime.logs
+
+    async def rotated(name: str, offset: int = 0, *, follow: bool = False) -> AsyncIterator[bytes]:
+        read = b"".join([chunk async for chunk in whole(name, 0, follow=follow)])
+        if read[offset:4]:
+            yield read[offset:4]
+
+    runtime.logs = rotated  # type: ignore[method-assign]
+    late = dataclasses.replace(submitted(ready), time=datetime.now(UTC) - timedelta(minutes=1))
+    async with contextlib.AsyncExitStack() as stack:
+        for number in range(collectors):
+            context = await stack.enter_async_context(collecting(house, f"c{number}"))
+            await on_job_submitted(late, context)
+        stored = await complete(house, ready)
+    assert stored.startswith(b"one\n\n[hubflow] at least 10 of the 14 bytes that this job printed are missing above")
+    assert stored.count(b"[hubflow]") == 1
+
+
+async def test_a_log_that_is_whole_says_nothing_of_that(house: House) -> None:
+    ready = await started(house, "echo one; printf two; echo three >&2")
+    late = dataclasses.replace(submitted(ready), time=datetime.now(UTC) - timedelta(minutes=1))
+    async with collecting(house) as context:
+        await on_job_submitted(late, context)
+        assert await complete(house, ready) == b"one\ntwothree\n"
 
 
 async def test_many_logs_at_once_share_few_writes(house: House) -> None:

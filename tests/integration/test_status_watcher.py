@@ -16,6 +16,7 @@ import pytest
 
 from services.executor.handlers import on_job_ready
 from services.status_watcher.config import StatusWatcherSettings
+from services.status_watcher.core import SHARES
 from services.status_watcher.handlers import (
     Context,
     on_observations,
@@ -25,6 +26,7 @@ from services.status_watcher.handlers import (
     tell,
     watch,
 )
+from services.status_watcher.sharing import Shares
 from shared import object_keys
 from shared.embedded import S3Address
 from shared.errors import TemporaryError
@@ -42,7 +44,8 @@ async def house(database: str, s3: S3Address, tmp_path: Path) -> AsyncIterator[H
 
 def watcher_of(house: House, **settings: Any) -> Context:
     host = house.host
-    return Context(host.database, host.runtime, host.objects, StatusWatcherSettings(**settings))
+    shares = Shares(SHARES)  # it shares with nobody; test_watcher_shares.py has those that do
+    return Context("here", host.database, host.runtime, host.objects, StatusWatcherSettings(**settings), shares)
 
 
 async def many_ready(house: House, count: int, script: str = "true") -> list[JobReady]:

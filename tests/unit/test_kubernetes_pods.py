@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,7 +17,7 @@ from shared.runtime import kubernetes_body as body
 from shared.runtime.kubernetes_options import Allowed
 from shared.runtime.kubernetes_place import Tenancy
 from shared.runtime.kubernetes_read import hopeless, observe, pod_of
-from shared.runtime.protocol import Phase
+from shared.runtime.protocol import ContainerSpec, Phase, ServiceSpec
 from shared.settings import KubernetesSettings
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -34,6 +36,62 @@ def pod(**status: Any) -> dict[str, Any]:
 
 def state(**of_job: Any) -> list[dict[str, Any]]:
     return [{"name": body.JOB, "state": of_job}]
+
+
+DB = ServiceSpec("db", "hub.test/pg:16", env={"PW": "s3cret"}, port=5432, ready_seconds=1.5,
+                 registry_auth={"username": "u", "password": "p"})  # fmt: skip
+
+
+def with_services(*services: ServiceSpec) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Pod and Secret of an attempt."""
+    spec = ContainerSpec("hf-a-1-0", "", {"command": ["x"]}, {}, services=services)
+    defaults = body.PodDefaults("here", "job:1", "wrapper:1")
+    return body.pod(spec, defaults, "secret-name"), body.secret(spec, defaults, "secret-name", "u")
+
+
+def test_t14_services_are_native_sidecars_after_the_wrapper_and_tell_no_secrets() -> None:
+    made, secret = with_services(DB, ServiceSpec("other", "o:1", ("run",), check=("ok",)))
+    wrapper, db, other = made["spec"]["initContainers"]
+    assert (wrapper["name"], db["restartPolicy"], other["restartPolicy"]) == ("wrapper", "Always", "Always")
+    assert db["startupProbe"]["tcpSocket"] == {"port": 5432}
+    assert db["startupProbe"]["failureThreshold"] == 2
+    assert (other["command"], other["startupProbe"]["exec"]) == (["run"], {"command": ["ok"]})
+    assert "s3cret" not in json.dumps(made)
+    (variable,) = db["env"]
+    key = variable["valueFrom"]["secretKeyRef"]["key"]
+    assert base64.b64decode(secret["data"][key]) == b"s3cret"
+    assert "hub.test" in base64.b64decode(secret["data"][".dockerconfigjson"]).decode()
+    assert made["spec"]["imagePullSecrets"] == [{"name": "secret-name"}]
+    assert made["spec"]["hostAliases"] == [{"ip": "127.0.0.1", "hostnames": ["db", "other"]}]
+
+
+def test_a_pod_without_services_is_as_it_was() -> None:
+    made, _ = with_services()
+    assert "hostAliases" not in made["spec"]
+    assert [each["name"] for each in made["spec"]["initContainers"]] == ["wrapper"]
+
+
+@pytest.mark.parametrize(
+    ("service", "job", "verdict"),
+    [
+        ({"state": {"running": {}}}, {"waiting": {"reason": "PodInitializing"}}, ""),
+        ({"state": {"terminated": {"exitCode": 3, "message": "no room"}}}, {"waiting": {}}, "StartFailed"),
+        ({"state": {"running": {}}, "lastState": {"terminated": {"exitCode": 137}}}, {"waiting": {}}, "StartFailed"),
+        ({"state": {"running": {}}, "lastState": {"terminated": {"exitCode": 3}}}, {"running": {}}, ""),
+        ({"state": {"waiting": {"reason": "InvalidImageName"}}}, {"waiting": {}}, "ImagePull"),
+    ],
+)
+def test_a_service_that_ends_before_the_job_begins_fails_it(
+    service: dict[str, Any], job: dict[str, Any], verdict: str
+) -> None:
+    shown = pod(
+        phase="Pending", containerStatuses=state(**job), initContainerStatuses=[{"name": "service-db", **service}]
+    )
+    found = hopeless(pod_of(shown), NOW, 300, 60)
+    assert (found[0] if found else "") == verdict
+    if verdict == "StartFailed":
+        assert found is not None
+        assert "service db" in found[1]
 
 
 @given(st.text(max_size=200), st.text(max_size=200))

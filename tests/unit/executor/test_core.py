@@ -22,6 +22,7 @@ from services.executor.core import (
     wanted,
 )
 from shared.errors import PermanentError
+from shared.runtime.protocol import Resources, ServiceSpec
 from shared.workflow.parser import parse_workflow
 
 RUN = uuid.UUID("0190c000-0000-7000-8000-000000000001")
@@ -47,6 +48,24 @@ def composed(claim: Claim, facts: Facts | None = None, component: Component | No
 
 def one(job: str, more: str = "") -> str:
     return f"name: w\n{more}\nstages: [{{name: s, jobs: {{a: {job}}}}}]\n"
+
+
+def test_services_are_rendered_and_have_their_own_variables_only() -> None:
+    services = (
+        '{db: {image: "pg:${{ inputs.V }}", env: {P: "${{ secrets.PW }}"}, ready: {port: 5, timeout: 9s}, '
+        'resources: {memory: 1Gi}}, seed: {image: s, command: [run, "${{ jobs.b.outputs.X }}"], ready: {command: ok}}}'
+    )
+    source = "name: w\ninputs: {V: '16'}\nenv: {G: g}\nstages:\n- {name: f, jobs: {b: {script: x}}}\n"
+    claim = claim_of(source + f"- {{name: s, jobs: {{a: {{script: x, services: {services}}}}}}}", inputs={"V": "16"})
+    stage, job = next((stage, job) for stage, job in claim.model.jobs() if job.name == "a")
+    need = wanted(claim, stage, job, Component())
+    assert (need.secrets, need.jobs) == ({"PW", "DOCKER_AUTH_CONFIG"}, {"b"})
+    facts = Facts(secrets={"PW": "s3cret"}, jobs={"b": {"state": "succeeded", "outputs": {"X": "a b"}}})
+    db, seed = composed(claim, facts).services
+    assert db == ServiceSpec(
+        "db", "pg:16", env={"P": "s3cret"}, port=5, ready_seconds=9.0, resources=Resources(memory_bytes=1 << 30)
+    )
+    assert (seed.command, seed.check, seed.env) == (("run", "a b"), ("sh", "-ec", "ok"), {})
 
 
 def test_engine_variables_cannot_be_overridden_but_flags_can() -> None:

@@ -140,13 +140,13 @@ def test_t18_an_end_is_not_forgotten_for_what_came_before() -> None:
     [
         (Phase.RUNNING, None, True),
         (Phase.FINISHED, None, True),
-        (Phase.RUNNING, Standing("uid", True, False), False),
-        (Phase.PENDING, Standing("", True, False), False),
-        (Phase.RUNNING, Standing("other", True, False), True),
-        (Phase.RUNNING, Standing("uid", False, False), True),
-        (Phase.FINISHED, Standing("uid", False, False), False),
-        (Phase.FINISHED, Standing("uid", False, True), True),
-        (Phase.FINISHED, Standing("other", True, False), True),
+        (Phase.RUNNING, Standing("uid", live=True, removed=False, told=False), False),
+        (Phase.PENDING, Standing("", live=True, removed=False, told=False), False),
+        (Phase.RUNNING, Standing("other", live=True, removed=False, told=False), True),
+        (Phase.RUNNING, Standing("uid", live=False, removed=False, told=False), True),
+        (Phase.FINISHED, Standing("uid", live=False, removed=False, told=False), False),
+        (Phase.FINISHED, Standing("uid", live=False, removed=True, told=True), True),
+        (Phase.FINISHED, Standing("other", live=True, removed=False, told=False), True),
     ],
 )
 def test_t91_orphans(phase: Phase, standing: Standing | None, orphan: bool) -> None:

@@ -99,6 +99,81 @@ def test_short_forms_equal_long_forms() -> None:
     assert parse_workflow(short).model == parse_workflow(long).model
 
 
+def test_services_in_short_and_long_form_are_the_same() -> None:
+    short = (
+        HEAD
+        + """
+    a:
+      script: x
+      services:
+        db: {image: "pg:16", env: {P: 1}, ready: 5432}
+        cache: redis:7
+        seed: {image: s, command: fill it, ready: {command: check it, timeout: 5s}, resources: {cpu: 1, memory: 1Gi}}
+"""
+    )
+    long = (
+        HEAD
+        + """
+    - name: a
+      script: x
+      services:
+      - {name: db, image: "pg:16", env: {P: "1"}, ready: {port: 5432}}
+      - {name: cache, image: "redis:7"}
+      - name: seed
+        image: s
+        command: [sh, -ec, fill it]
+        ready: {command: [sh, -ec, check it], timeout: 5s}
+        resources: {cpu: 1, memory: 1Gi}
+"""
+    )
+    model = parse_workflow(short).model
+    assert model == parse_workflow(long).model
+    assert Workflow.from_json(model.to_json()) == model
+    assert [(each.name, each.ready and each.ready.port) for each in model.job("a").services] == [
+        ("db", 5432), ("cache", None), ("seed", None),
+    ]  # fmt: skip
+
+
+def test_t95_a_job_without_services_is_stored_as_the_version_before_reads_it() -> None:
+    job = parse_workflow(HEAD + "    a: {script: x}").model.to_json()["stages"][0]["jobs"][0]
+    assert "services" not in job
+
+
+SERVICE_FAULTS = [
+    ("{db: {}}", "`image` is missing", "db: {}"),
+    ("{db: {image: x, ready: {}}}", "a service is ready by its `port` or by a `command`", "{}"),
+    ("{db: {image: x, ready: {port: 1, command: y}}}", "a service is ready by its `port` or by a `command`", "{port"),
+    ("{db: {image: x, ready: 70000}}", "`port` should be at most 65535", "70000"),
+    ("{db: {image: x, prot: 1}}", "unknown key `prot`", "prot"),
+    ("{Data Base: x}", "`name` has characters that are not allowed", "x}"),
+    ("{db: {name: db, image: x}}", "the service `db` has its name before the `:`", "{db"),
+    ("[{name: a, image: x}, {name: a, image: y}]", "two services are called `a`", "a, image: y"),
+    ("{a: {image: x, ready: 1}, b: {image: y, ready: 1}}", "`a` has the port 1 already", "1}}"),
+    ("{db: 'two words'}", "this is not the address of an image", "'two words'"),
+    ("{db: '${{ secrets.X }}'}", "secrets", "${{ secrets"),
+    ("{db: {image: x, env: {A: '${{ inputs.NO }}'}}}", "the workflow has no input `NO`", "${{ inputs"),
+    ("{db: {image: x, command: 'run ${{ git.branch }}'}}", "in shell code would be run as code", "${{ git"),
+    ("{db: {image: x, ready: {command: [test, '${{ git.branch }}']}}}", "git", "${{ git"),
+    ("nothing", "`services`", "nothing"),
+]
+
+
+@pytest.mark.parametrize(("services", "message", "where"), SERVICE_FAULTS, ids=[each[0] for each in SERVICE_FAULTS])
+def test_faults_of_services_are_told_in_their_place(services: str, message: str, where: str) -> None:
+    text = HEAD + f"    a:\n      script: x\n      services: {services}\n"
+    fault = only_fault(text)
+    assert message in fault.message
+    assert fault.path.startswith("stages.s.jobs.a.services")
+    assert (fault.line, fault.column) == (7, 1 + f"      services: {services}".rindex(where))
+
+
+def test_more_services_than_a_pod_should_have_are_refused() -> None:
+    many = ", ".join(f"s{number}: x" for number in range(11))
+    assert "10" in only_fault(HEAD + f"    a: {{script: x, services: {{{many}}}}}").message
+    listed = ", ".join(f"{{name: s{number}, image: x}}" for number in range(11))
+    assert "10" in only_fault(HEAD + f"    a: {{script: x, services: [{listed}]}}").message
+
+
 def test_anchors_and_merge_keys() -> None:
     text = "x-base: &base {timeout: 5m, script: make}\n" + HEAD + "    a: {<<: *base, timeout: 1m}\n    b: *base\n"
     model = parse_workflow(text).model
@@ -113,7 +188,7 @@ def test_a_fault_is_rendered_with_line_caret_and_suggestion() -> None:
         "hubflow.yaml:6:7: unknown key `scirpt`",
         "  6 |       scirpt: make",
         "    |       ^",
-        f"  expected: {keys} or one of 8 more",
+        f"  expected: {keys} or one of 9 more",
         "  did you mean `script`?",
     ]
 

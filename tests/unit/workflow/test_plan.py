@@ -250,3 +250,9 @@ TREES = st.recursive(
 @settings(max_examples=150, deadline=None)
 def test_any_data_gives_a_workflow_or_faults(tree: dict[str, Any]) -> None:
     check_promise(yaml.safe_dump(tree, allow_unicode=True))
+
+
+def test_services_count_for_the_quota_together_with_their_job() -> None:
+    job = "{script: x, resources: {cpu: 1}, services: {a: {image: x, resources: {cpu: 500m, memory: 8Mi}}}}"
+    (stage,) = plan(parse_workflow(f"name: w\nstages: [{{name: s, jobs: {{a: {job}}}}}]").model).stages
+    assert (stage.jobs[0].cpu_millis, stage.jobs[0].memory_bytes) == (1500, 8 << 20)
