@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up down cluster cluster-down test test-quick check bench bench-kubernetes bench-wrapper chaos
+.PHONY: help demo up down cluster cluster-down test test-quick check bench bench-peers bench-kubernetes bench-wrapper chaos
 .PHONY: chaos-kubernetes fuzz wrapper lock clean format
 VENV := .venv/installed
 WRAPPER := wrapper/bin/hubflow-wrapper-linux-amd64
@@ -47,6 +47,10 @@ format: $(VENV)  ## put the code into shape
 bench: $(VENV) $(WRAPPER)  ## how quick the main line is, beside its floors; writes build/bench.json (needs RabbitMQ)
 	@scripts/packages.sh servers
 	.venv/bin/python -m bench.main_line
+bench-peers: $(VENV) $(WRAPPER)  ## Celery, Temporal and Restate beside Hubflow, in one run (minutes); writes build/bench-peers.json
+	@scripts/packages.sh servers
+	@command -v npm >/dev/null || scripts/packages.sh npm
+	.venv/bin/python -m bench.peers $(if $(ROUNDS),--rounds $(ROUNDS))
 bench-kubernetes: $(VENV) $(WRAPPER)  ## what Hubflow adds to a pod; writes build/bench-kubernetes.json (root on Debian)
 	@scripts/packages.sh servers
 	@.venv/bin/python -m tests.cluster build >/dev/null
