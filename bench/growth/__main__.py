@@ -27,7 +27,7 @@ PARTS: dict[str, Callable[[Path, argparse.Namespace], Awaitable[dict[str, Any]]]
     "idle": lambda folder, given: idle.measure(folder, given.rounds, given.idle_seconds),
     "tenants": lambda folder, given: tenants.measure(folder, given.tenants),
     "queue": lambda folder, given: queue.measure(folder, given.queued),
-    "history": lambda folder, given: history.measure(folder, given.past, given.rounds * 4),
+    "history": lambda folder, given: history.measure(folder, given.past, given.rounds * 2),
 }
 
 

@@ -15,6 +15,8 @@ from bench.growth.past import fill
 from bench.growth.place import Place, opened
 from bench.main_line import Client, commit_ms, timed
 
+ROUGHLY_A_PAGE = 60
+TURNS = 4
 PAGES = {
     "runs": "/runs?limit=50",
     "runs of a workflow": "/runs?limit=50&workflow=broken",
@@ -28,41 +30,52 @@ PAGES = {
 
 
 async def measure(folder: Path, runs: int, rounds: int) -> dict[str, Any]:
-    async with opened(folder) as place:
-        # As many runs as a page has, so that an empty database answers no less than a full one.
-        await place.many(60)
-        await fill(place, 60)
-        empty = await _figures(place, rounds)
+    """Two systems side by side, asked in turn, so that a busy minute of the machine falls on both."""
+    for name in ("empty", "full"):
+        (folder / name).mkdir()
+    async with opened(folder / "empty") as empty, opened(folder / "full") as full:
+        # As many runs as a page has, so that the empty database answers no less than the full one.
+        await fill(empty, ROUGHLY_A_PAGE)
         begin = time.perf_counter()
-        await fill(place, runs)
+        await fill(full, runs)
         filled = time.perf_counter() - begin
-        full = await _figures(place, rounds)
-        connection = await asyncpg.connect(place.dsn)
-        size = await connection.fetchval("SELECT pg_database_size(current_database())")
-        counts = await connection.fetchrow(
+        figures: dict[str, list[dict[str, float]]] = {"empty": [], "full": []}
+        for _ in range(TURNS):
+            for name, place in (("empty", empty), ("full", full)):
+                figures[name].append(await _figures(place, rounds))
+        about = await _size(full)
+    medians = {
+        f"{name}_ms": {each: round(statistics.median(turn[each] for turn in turns), 2) for each in turns[0]}
+        for name, turns in figures.items()
+    }
+    ratio = {each: round(medians["full_ms"][each] / value, 2) for each, value in medians["empty_ms"].items()}
+    return {**about, "filled_s": round(filled), **medians, "ratio": ratio, "load": os.getloadavg()[0]}
+
+
+async def _size(place: Place) -> dict[str, Any]:
+    connection = await asyncpg.connect(place.dsn)
+    try:
+        row = await connection.fetchrow(
             "SELECT (SELECT count(*) FROM runs) AS runs, (SELECT count(*) FROM jobs) AS jobs, "
-            "(SELECT count(*) FROM events) AS events"
+            "(SELECT count(*) FROM events) AS events, pg_database_size(current_database()) AS bytes"
         )
+    finally:
         await connection.close()
-    ratios = {name: round(full[name] / empty[name], 2) for name in empty}
-    return {
-        "rows": dict(counts), "database_gb": round(size / 1e9, 2), "filled_s": round(filled),
-        "empty_ms": empty, "full_ms": full, "ratio": ratios, "load": os.getloadavg()[0],
-    }  # fmt: skip
+    return dict(row)
 
 
 async def _figures(place: Place, rounds: int) -> dict[str, float]:
     """Milliseconds, medians."""
     client = place.clients[0]
     figures = {"commit (floor)": await commit_ms(place.dsn, rounds * 5)}
-    figures["L1"] = await _ms(lambda: client.run("l1"), rounds * 2)
+    figures["L1"] = await _ms(lambda: client.run("l1"), rounds)
     for name, path in PAGES.items():
         figures[name] = await _ms(lambda path=path: client.ask("GET", path), rounds)  # type: ignore[misc]
     run = (await client.ask("GET", "/runs?limit=1&workflow=build"))["items"][0]["id"]
     figures["a run"] = await _ms(lambda: client.ask("GET", f"/runs/{run}"), rounds)
     figures["its events"] = await _ms(lambda: client.ask("GET", f"/runs/{run}/events"), rounds)
     figures["cancel, and look at it"] = await _ms(lambda: _cancelled(client), max(3, rounds // 4))
-    return {name: round(figure, 2) for name, figure in figures.items()}
+    return figures
 
 
 async def _cancelled(client: Client) -> None:

@@ -64,8 +64,10 @@ SELECT i.consumer, {_ID}, i.handled_at - c.age FROM inbox i JOIN events e ON e.i
 
 -- A subscription hears of the end of a run.
 INSERT INTO deliveries (id, subscription, tenant, event, payload, state, tries, last_status, created_at, finished_at)
-SELECT {_ID}, s.id, '{TENANT}', {_ID}, e.body, 'delivered', 1, 200, now() - c.age, now() - c.age
-FROM events e JOIN copies c ON c.old = e.run JOIN subscriptions s ON s.tenant = '{TENANT}' WHERE e.type = 'run.finished';
+SELECT {_ID}, s.id, '{TENANT}', {_ID}, convert_to(jsonb_build_object('type', 'run.finished', 'timestamp', now() - c.age,
+    'data', jsonb_build_object('tenant', s.tenant, 'run', c.new, 'number', c.n, 'workflow', c.workflow))::text, 'UTF8'),
+    'delivered', 1, 200, now() - c.age, now() - c.age
+FROM copies c JOIN subscriptions s ON s.tenant = '{TENANT}';
 """
 
 
@@ -74,7 +76,8 @@ async def fill(place: Place, runs: int) -> None:
     connection = await asyncpg.connect(place.dsn)
     try:
         # The rows are right by construction, and nobody waits for each: no foreign keys looked up, no wait for the disk.
-        await connection.execute("SET session_replication_role = replica; SET synchronous_commit = off; SET jit = off")
+        await connection.execute("SET session_replication_role = replica; SET synchronous_commit = off")
+        await _checkpoint_rarely(connection, "16GB")
         await _keep_samples(connection)
         copying = [await _copying(connection, table) for table in ("runs", *_TABLES)]
         for first in range(0, runs, BATCH):
@@ -83,9 +86,16 @@ async def fill(place: Place, runs: int) -> None:
                 for statement in (*copying, _FEW):
                     await connection.execute(statement)
         await connection.execute("VACUUM ANALYZE")
+        await _checkpoint_rarely(connection, None)
         await connection.execute("CHECKPOINT")
     finally:
         await connection.close()
+
+
+async def _checkpoint_rarely(connection: asyncpg.Connection, size: str | None) -> None:
+    """None: as before."""
+    await connection.execute("ALTER SYSTEM " + (f"SET max_wal_size = '{size}'" if size else "RESET max_wal_size"))
+    await connection.execute("SELECT pg_reload_conf()")
 
 
 async def _samples(place: Place) -> None:

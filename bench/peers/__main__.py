@@ -82,7 +82,7 @@ def _environments(names: Sequence[str]) -> tuple[dict[str, Path], dict[str, dict
 
 async def _measured(asked: Mapping[str, Ask], rounds: int) -> dict[str, dict[str, Any]]:
     figures: dict[str, dict[str, Any]] = {engine: {} for engine in asked}
-    few = max(3, rounds // 4)
+    few = max(2, rounds // 4)
     for scenario, times in (("L1", rounds * 2), ("L10", rounds), ("F100", few), ("T", few)):
         seconds: dict[str, list[float]] = {engine: [] for engine in asked}
         for _ in range(times + 1):
