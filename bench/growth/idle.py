@@ -32,19 +32,23 @@ async def measure(folder: Path, rounds: int, seconds: float) -> dict[str, Any]:
         system = await stack.enter_async_context(open_system(folder, dsn, s3, "", start=False, log_level="warning"))
         [port] = free_ports(1)
         environment = {**system.environment, "HUBFLOW_HTTP_PORT": str(port)}
-        ready = []
+        ready, cpu = [], []
         for _ in range(rounds):
             begin = time.perf_counter()
             process = subprocess.Popen([*HUBFLOW, "serve", "all"], env=environment)
             try:
                 await answers(http, f"http://127.0.0.1:{port}/readyz", pause=0.005)
                 ready.append(time.perf_counter() - begin)
+                cpu.append(cpu_seconds(process.pid))
                 if len(ready) == rounds:
                     idle = await _idle(process.pid, seconds)
             finally:
                 process.terminate()
                 process.wait(30)
-    return {"serve_all_ready_s": statistics.median(ready), **idle, "help_s": _help(rounds)}
+    return {
+        "serve_all_ready_s": statistics.median(ready), "serve_all_ready_cpu_s": statistics.median(cpu),
+        **idle, "help_s": _help(rounds),
+    }  # fmt: skip
 
 
 async def _idle(pid: int, seconds: float) -> dict[str, float]:
