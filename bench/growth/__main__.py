@@ -25,7 +25,7 @@ PARTS: dict[str, Callable[[Path, argparse.Namespace], Awaitable[dict[str, Any]]]
     "replicas": lambda folder, given: replicas.measure(folder, given.replicas, given.rounds),
     "per_run": lambda folder, given: per_run.measure(folder, given.rounds),
     "idle": lambda folder, given: idle.measure(folder, given.rounds, given.idle_seconds),
-    "tenants": lambda folder, given: tenants.measure(folder, given.tenants),
+    "tenants": lambda folder, given: tenants.measure(folder, given.tenants, given.max_jobs),
     "queue": lambda folder, given: queue.measure(folder, given.queued),
     "history": lambda folder, given: history.measure(folder, given.past, given.rounds * 2),
 }
@@ -77,6 +77,9 @@ if __name__ == "__main__":
     arguments.add_argument("--queued", type=int, default=10_000, help="runs in the queue")
     arguments.add_argument("--past", type=int, default=1_000_000, help="finished runs in the database")
     arguments.add_argument("--tenants", type=int, default=1_000)
+    arguments.add_argument(
+        "--max-jobs", type=int, default=0, help="limit of the installation beside the tenants' quotas"
+    )
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--idle-seconds", type=float, default=30.0)
     arguments.add_argument("--output", type=Path, default=Path("build/bench-growth.json"))

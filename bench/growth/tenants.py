@@ -15,14 +15,13 @@ from bench.main_line import workflow
 
 RUNS_EACH = 3
 NEWCOMERS = 10
-MAX_JOBS = 16
-"""The installation's own limit: what two cores can do, so that jobs wait where they are shared fairly."""
 SENDERS = 64
 QUOTA = '{"runs": 2, "jobs": 1}'
 
 
-async def measure(folder: Path, tenants: int) -> dict[str, Any]:
-    async with opened(folder, scheduler_max_jobs=str(MAX_JOBS)) as place:
+async def measure(folder: Path, tenants: int, max_jobs: int) -> dict[str, Any]:
+    """`max_jobs`: the installation's own limit, as HUBFLOW_SCHEDULER_MAX_JOBS; 0: only the quotas hold."""
+    async with opened(folder, scheduler_max_jobs=str(max_jobs)) as place:
         names = [f"tenant-{n}" for n in range(tenants)]
         newcomers = [f"newcomer-{n}" for n in range(NEWCOMERS)]
         connection = await asyncpg.connect(place.dsn)
@@ -38,7 +37,7 @@ async def measure(folder: Path, tenants: int) -> dict[str, Any]:
             waits.append(await _first_job(place, name))
         await connection.close()
     return {
-        "tenants": tenants, "max_jobs": MAX_JOBS, "unfinished": {"first": unfinished[0], "last": unfinished[-1]},
+        "tenants": tenants, "max_jobs": max_jobs, "unfinished": {"first": unfinished[0], "last": unfinished[-1]},
         "newcomer_s": {"median": statistics.median(waits), "max": max(waits)},
     }  # fmt: skip
 
