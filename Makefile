@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up down cluster cluster-down test test-quick check bench bench-kubernetes bench-wrapper chaos
+.PHONY: help demo up down cluster cluster-down test test-quick check bench bench-peers bench-growth bench-kubernetes bench-wrapper chaos
 .PHONY: chaos-kubernetes fuzz wrapper lock clean format
 VENV := .venv/installed
 WRAPPER := wrapper/bin/hubflow-wrapper-linux-amd64
@@ -15,6 +15,7 @@ help:  ## this list
 	@echo
 	@echo "  T=tests/unit K=quota     choose tests by path and by name"
 	@echo "  RUNS=500 SEED=7 FAULTS=kill,broker RUNTIME=docker     how \`make chaos\` storms (docs/chaos.md)"
+	@echo "  PART=history PAST=20000 QUEUED=500 TENANTS=50     a quick look by \`make bench-growth\`"
 	@echo "  PYTHON=python3.13        choose the Python that .venv is made with"
 
 ##@ See it
@@ -47,6 +48,14 @@ format: $(VENV)  ## put the code into shape
 bench: $(VENV) $(WRAPPER)  ## how quick the main line is, beside its floors; writes build/bench.json (needs RabbitMQ)
 	@scripts/packages.sh servers
 	.venv/bin/python -m bench.main_line
+bench-peers: $(VENV) $(WRAPPER)  ## Celery, Temporal and Restate beside Hubflow, in one run (minutes); writes build/bench-peers.json
+	@scripts/packages.sh servers
+	@command -v npm >/dev/null || scripts/packages.sh npm
+	.venv/bin/python -m bench.peers $(if $(ROUNDS),--rounds $(ROUNDS))
+bench-growth: $(VENV) $(WRAPPER)  ## replicas, a long queue, a million past runs, 1000 tenants (half an hour); writes build/bench-growth.json
+	@scripts/packages.sh servers
+	.venv/bin/python -m bench.growth $(foreach part,$(PART),--part $(part)) $(if $(QUEUED),--queued $(QUEUED)) \
+	  $(if $(PAST),--past $(PAST)) $(if $(TENANTS),--tenants $(TENANTS)) $(if $(ROUNDS),--rounds $(ROUNDS))
 bench-kubernetes: $(VENV) $(WRAPPER)  ## what Hubflow adds to a pod; writes build/bench-kubernetes.json (root on Debian)
 	@scripts/packages.sh servers
 	@.venv/bin/python -m tests.cluster build >/dev/null

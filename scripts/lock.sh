@@ -15,7 +15,8 @@ compile requirements/dev.txt pyproject.toml requirements/build.in --extra embedd
 compile requirements/services.txt pyproject.toml -c requirements/runtime.txt
 compile requirements/build.txt requirements/build.in -c requirements/dev.txt
 compile requirements/go.txt requirements/go.in
-if grep -nE '://|--(index|extra|find)' requirements/*.txt; then
+for peer in requirements/peers/*.in; do compile "${peer%.in}.txt" "$peer"; done
+if grep -nE '://|--(index|extra|find)' requirements/*.txt requirements/peers/*.txt; then
   echo "lock: an address got into the lock files" >&2
   exit 1
 fi
