@@ -22,7 +22,8 @@ type packer struct {
 	limits    ArchiveLimits
 	top       *os.Root
 	selection *selection
-	matched   []bool // by pattern
+	matched   []bool          // by pattern
+	unmet     []string        // by pattern: why something that it names was left out
 	tar       *tar.Writer
 	under     *countingWriter
 	index     *indexWriter // nil: none is wanted
@@ -55,7 +56,8 @@ const packBuffer = 256 << 10
 func newPacker(ctx context.Context, to io.Writer, selected *selection, index *indexWriter, limits ArchiveLimits) *packer {
 	under := &countingWriter{to: to}
 	return &packer{
-		ctx: ctx, limits: limits, selection: selected, matched: make([]bool, len(selected.patterns)), tar: tar.NewWriter(under), under: under,
+		ctx: ctx, limits: limits, selection: selected, matched: make([]bool, len(selected.patterns)),
+		unmet: make([]string, len(selected.patterns)), tar: tar.NewWriter(under), under: under,
 		index: index, links: map[inode]string{}, names: newNameTable(), buffer: make([]byte, packBuffer),
 	}
 }
@@ -89,6 +91,20 @@ func (p *packer) missing() (texts []string) {
 		}
 	}
 	return texts
+}
+
+// whyMissing says of patterns that matched nothing what stood in their way, where something did.
+func (p *packer) whyMissing() string {
+	var reasons []string
+	for i, found := range p.matched {
+		if !found && p.unmet[i] != "" && !slices.Contains(reasons, p.unmet[i]) {
+			reasons = append(reasons, p.unmet[i])
+		}
+	}
+	if len(reasons) == 0 {
+		return ""
+	}
+	return ": " + strings.Join(reasons, "; ")
 }
 
 func (p *packer) warn(format string, args ...any) {
@@ -148,30 +164,48 @@ func (p *packer) entry(root *os.Root, prefix, name string, positions []position,
 	if err != nil {
 		return p.unreadable(full, err)
 	}
-	below, complete := p.selection.step(positions, name)
-	for _, i := range complete {
-		p.matched[i] = true
+	isLink := info.Mode()&os.ModeSymlink != 0
+	step := p.selection.step(positions, name, isLink)
+	taken, before := all || len(step.complete) > 0, p.entries
+	switch {
+	case isLink && !all && (step.named || len(step.below) > 0):
+		err = p.follow(full, step, taken)
+	case info.IsDir():
+		err = p.enter(root, name, full, info, step.below, taken)
+	case taken:
+		err = p.leaf(root, name, full, info)
 	}
-	taken := all || len(complete) > 0
-	if !all && info.Mode()&os.ModeSymlink != 0 {
-		// A link that is named, or lies on the way to what is named, means what it leads to, if that is inside.
-		if info, err = root.Stat(name); err != nil {
-			if taken {
-				p.warn("%q is a link that leads nowhere or out of the saved tree; it was left out. Name the files themselves", full)
-			}
-			return nil
+	for _, i := range step.complete {
+		p.matched[i] = p.matched[i] || p.entries > before
+	}
+	return err
+}
+
+// follow takes a link that is named, or lies on the way to what is named, for what it leads to, if that is inside. Only the top
+// can tell: the link may climb out of its own directory.
+func (p *packer) follow(full string, step step, taken bool) error {
+	info, err := p.top.Stat(full)
+	if err != nil {
+		reason := fmt.Sprintf("%q is a link that leads nowhere or out of the saved tree", full)
+		for _, i := range step.patterns() {
+			p.unmet[i] = reason
 		}
+		if taken {
+			p.warn("%s; it was left out. Name the files themselves", reason)
+		}
+		return nil
 	}
 	if info.IsDir() {
-		return p.enter(root, full, name, info, below, taken)
+		return p.enter(p.top, full, full, info, step.below, taken)
 	}
 	if !taken {
 		return nil
 	}
-	return p.leaf(root, full, name, info)
+	return p.leaf(p.top, full, full, info)
 }
 
-func (p *packer) enter(root *os.Root, full, name string, info os.FileInfo, below []position, taken bool) error {
+// enter goes into a directory, which root knows by the given name.
+func (p *packer) enter(root *os.Root, name, full string, info os.FileInfo, below []position, taken bool) error {
 	if !taken && len(below) == 0 {
 		return nil
 	}
@@ -194,10 +228,10 @@ func (p *packer) enter(root *os.Root, full, name string, info os.FileInfo, below
 }
 
 // leaf writes what is not a directory.
-func (p *packer) leaf(root *os.Root, full, name string, info os.FileInfo) error {
+func (p *packer) leaf(root *os.Root, name, full string, info os.FileInfo) error {
 	switch info.Mode().Type() {
 	case 0:
-		return p.file(root, full, name)
+		return p.file(root, name, full)
 	case os.ModeSymlink:
 		target, err := root.Readlink(name)
 		if err != nil {
@@ -284,7 +318,7 @@ func (p *packer) admit(header *tar.Header) error {
 }
 
 // file writes a regular file, as it is at the moment of opening.
-func (p *packer) file(root *os.Root, full, name string) error {
+func (p *packer) file(root *os.Root, name, full string) error {
 	file, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -96,17 +97,33 @@ func (s *selection) names(positions []position) (names []string, any bool) {
 
 func isGlob(segment string) bool { return strings.ContainsAny(segment, `*?[\`) }
 
-// step enters a name: which patterns it completes, and the positions below it.
-func (s *selection) step(positions []position, name string) (below []position, complete []int) {
+// step is what entering a name brings.
+type step struct {
+	below    []position // for what is in it
+	complete []int      // the patterns that mean it
+	named    bool       // one of these by more than a **
+}
+
+// patterns lists all patterns that the name is part of.
+func (s step) patterns() []int {
+	all := slices.Clone(s.complete)
+	for _, at := range s.below {
+		all = append(all, at.pattern)
+	}
+	return all
+}
+
+// step enters a name. A ** goes through directories only: through links it would go in circles.
+func (s *selection) step(positions []position, name string, isLink bool) (to step) {
 	for _, at := range positions {
 		segments := s.patterns[at.pattern].segments
 		segment := segments[at.next]
 		last := at.next+1 == len(segments)
 		if segment == "**" {
 			if last {
-				complete = append(complete, at.pattern)
-			} else {
-				below = s.add(below, at)
+				to.complete = append(to.complete, at.pattern)
+			} else if !isLink {
+				to.below = s.add(to.below, at)
 			}
 			continue
 		}
@@ -114,10 +131,10 @@ func (s *selection) step(positions []position, name string) (below []position, c
 			continue
 		}
 		if last {
-			complete = append(complete, at.pattern)
+			to.complete, to.named = append(to.complete, at.pattern), true
 		} else {
-			below = s.add(below, position{at.pattern, at.next + 1})
+			to.below = s.add(to.below, position{at.pattern, at.next + 1})
 		}
 	}
-	return below, complete
+	return to
 }

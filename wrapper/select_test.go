@@ -205,3 +205,51 @@ func TestIndexLeadsToEveryFile(t *testing.T) {
 		t.Errorf("%d of %d files", found, len(want))
 	}
 }
+
+// A link may climb out of its own directory and still stay in the saved tree: only the top can judge it.
+func TestNamedLinksThatClimb(t *testing.T) {
+	base := plant(t, "out/v3/app", "out/v3/sub/deep", "out/f")
+	for name, target := range map[string]string{
+		"build/latest": "../out/v3", "build/file": "../out/f", "build/dead": "../out/v4", "build/away": "../../elsewhere",
+		"out/v3/up": "../f", "out/v3/circle": "../../build",
+	} {
+		os.MkdirAll(filepath.Dir(filepath.Join(base, name)), 0o755)
+		if err := os.Symlink(target, filepath.Join(base, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct{ pattern, want, why string }{
+		{"build/latest", "build/latest/ build/latest/app build/latest/circle build/latest/sub/ build/latest/sub/deep build/latest/up", ""},
+		{"build/latest/app", "build/latest/app", ""},
+		{"build/latest/up", "build/latest/up", ""},
+		{"build/latest/sub/*", "build/latest/sub/deep", ""},
+		{"build/*/app", "build/latest/app", ""},
+		{"build/file", "build/file", ""},
+		{"build/dead", "", `: "build/dead" is a link that leads nowhere or out`},
+		{"build/away", "", `: "build/away" is a link that leads nowhere or out`},
+		{"build/dead/app", "", `: "build/dead" is a link that leads nowhere or out`},
+		{"build/none", "", ""},
+		{"**/app", "out/v3/app", ""}, // ** does not go through links
+		{"build/**", "build/dead build/file build/latest", ""}, // as they are: what leads nowhere is kept, what leads out is not
+	} {
+		names, packing := packedNames(t, base, c.pattern)
+		sort.Strings(names)
+		missing := 0
+		if c.want == "" {
+			missing = 1
+		}
+		if got := strings.Join(names, " "); got != c.want || len(packing.missing()) != missing || !strings.HasPrefix(packing.whyMissing(), c.why) || c.why == "" && packing.whyMissing() != "" {
+			t.Errorf("%q:\n got %s\nwant %s; missing %q%s", c.pattern, got, c.want, packing.missing(), packing.whyMissing())
+		}
+	}
+}
+
+// A required save of a link that leads nowhere fails, and says why.
+func TestNamedDeadLinkFailsARequiredSave(t *testing.T) {
+	s := newStore(t)
+	shell(t, "ln -s ../gone dist").set("save", []any{save(s, "artifact", "a", "dist")}).run().
+		expect(outcomeSaveFailed, exitWrapper).expectMessage(`nothing matches "dist"`, `"dist" is a link that leads nowhere or out`)
+	if s.object("a") != nil {
+		t.Error("an empty archive was stored")
+	}
+}

@@ -178,7 +178,7 @@ func (t *transfers) saveOne(ctx context.Context, job *Job, spec SaveSpec) (done 
 	}
 	if err == nil {
 		if missing := packing.missing(); len(missing) > 0 {
-			sentence := fmt.Sprintf("nothing matches %s below %s. Check the paths, and that the job really makes these files", quoted(missing), base)
+			sentence := fmt.Sprintf("nothing matches %s below %s%s. Check the paths, and that the job really makes these files", quoted(missing), base, packing.whyMissing())
 			if _, statErr := os.Stat(base); errors.Is(statErr, os.ErrNotExist) {
 				sentence = fmt.Sprintf("there is no directory %s, below which %s should be. Check the paths, and that the job really makes these files", base, quoted(missing))
 			}
