@@ -3,6 +3,7 @@ package main
 import (
 	"archive/tar"
 	"hash/maphash"
+	"path"
 	"slices"
 	"strings"
 	"unicode"
@@ -15,6 +16,8 @@ import (
 type nameTable struct {
 	seed maphash.Seed
 	seen map[uint64]uint64 // hash of the folded name -> hash of the very name, its last bits replaced by the kind
+
+	parent string // whose parents were added last
 }
 
 // nameFinding says what is known of a name.
@@ -48,6 +51,24 @@ func (t *nameTable) add(name string, kind byte) nameFinding {
 	case byte(before) != kind || kind == tar.TypeSymlink:
 		return nameCollides
 	}
+	return nameIsNew
+}
+
+// isDirectory says whether this very name was added as a directory. It does not know one of several that differ only in case.
+func (t *nameTable) isDirectory(name string) bool {
+	const kindBits = 0xff
+	this := maphash.String(t.seed, name)&^kindBits | uint64(tar.TypeDir)
+	return t.seen[maphash.String(t.seed, foldName(name))] == this
+}
+
+// addParents adds the directories above a name, which an archive need not name itself.
+func (t *nameTable) addParents(name string) nameFinding {
+	for at := path.Dir(name); at != "." && at != t.parent && !t.isDirectory(at); at = path.Dir(at) {
+		if found := t.add(at, tar.TypeDir); found != nameIsNew {
+			return found
+		}
+	}
+	t.parent = path.Dir(name)
 	return nameIsNew
 }
 

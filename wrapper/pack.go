@@ -22,8 +22,8 @@ type packer struct {
 	limits    ArchiveLimits
 	top       *os.Root
 	selection *selection
-	matched   []bool          // by pattern
-	unmet     []string        // by pattern: why something that it names was left out
+	matched   []bool   // by pattern
+	unmet     []string // by pattern: why something that it names was left out
 	tar       *tar.Writer
 	under     *countingWriter
 	index     *indexWriter // nil: none is wanted
@@ -311,8 +311,8 @@ func (p *packer) admit(header *tar.Header) error {
 		return cannot("the archive would have more than %d bytes unpacked, which is the limit. Save less", p.limits.Bytes)
 	case depth > p.limits.Depth || len(name) > mostPathBytes:
 		return cannot("it is %d directories deep and its name has %d bytes, the limits are %d and %d. Leave it out, or pack it first", depth, len(name), p.limits.Depth, mostPathBytes)
-	case p.names.add(name, header.Typeflag) != nameIsNew:
-		return cannot("its name differs only in case or Unicode form from another one's, and one of the two is a link or they are of different kinds: such an archive is refused when it is unpacked. Rename one of them, or leave it out")
+	case p.names.addParents(name) != nameIsNew || p.names.add(name, header.Typeflag) != nameIsNew:
+		return cannot("its name, or that of a directory above it, differs only in case or Unicode form from another one's, and one of the two is a link or they are of different kinds: such an archive is refused when it is unpacked. Rename one of them, or leave it out")
 	}
 	return nil
 }

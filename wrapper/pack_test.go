@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -214,6 +215,19 @@ func TestWhatCouldNotBeRestoredIsNotSaved(t *testing.T) {
 				t.Error("it was stored all the same")
 			}
 		})
+	}
+}
+
+// A directory above a saved name counts, though it is not saved itself.
+func TestParentThatCollidesIsNotSaved(t *testing.T) {
+	base := plant(t, "A/x")
+	os.WriteFile(filepath.Join(base, "a"), nil, 0o644)
+	selected, err := newSelection(base, []string{"A/x", "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := packInto(t.Context(), io.Discard, base, selected, nil, unlimited()); err == nil || !strings.Contains(err.Error(), "only in case") {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -229,7 +229,7 @@ func TestNamedLinksThatClimb(t *testing.T) {
 		{"build/away", "", `: "build/away" is a link that leads nowhere or out`},
 		{"build/dead/app", "", `: "build/dead" is a link that leads nowhere or out`},
 		{"build/none", "", ""},
-		{"**/app", "out/v3/app", ""}, // ** does not go through links
+		{"**/app", "out/v3/app", ""},                           // ** does not go through links
 		{"build/**", "build/dead build/file build/latest", ""}, // as they are: what leads nowhere is kept, what leads out is not
 	} {
 		names, packing := packedNames(t, base, c.pattern)

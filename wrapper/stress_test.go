@@ -56,6 +56,26 @@ func TestT52ManyFilesWithFlatMemory(t *testing.T) {
 	}, int64(files))
 }
 
+// Directories in the layout of pnpm, or of names as long as can be: what is saved is restored, and costs no memory that grows with names.
+func TestT52ManyDirectoriesWithFlatMemory(t *testing.T) {
+	above, wide, name := strings.Repeat("/"+strings.Repeat("n", 230), 12), 12_000, "%d"
+	if os.Getenv("HUBFLOW_TEST_STRESS") != "" {
+		above, wide, name = "", 200_000, ".pnpm/some-quite-long-package-name-%[2]d@1.2.3_peer-dependency@4.5.6/node_modules/some-quite-long-package-name/dir-%[1]d"
+	}
+	roundTripWithin(t, func(b *bench) {
+		top := b.path("d" + above)
+		for i := range wide {
+			path := fmt.Sprintf("%s/"+name, top, i%400, i/400)
+			if above != "" {
+				path = fmt.Sprintf("%s/"+name, top, i)
+			}
+			if err := os.MkdirAll(path, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}, 0)
+}
+
 func roundTripWithin(t *testing.T, fill func(*bench), files int64) {
 	s := newStore(t)
 	from := newBench(t, "true")

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -22,7 +23,6 @@ const (
 	defaultMostBytes   = 256 << 30
 	defaultMostEntries = 1_000_000
 	defaultMostDepth   = 128
-	mostNameBytes      = 32 << 20 // of directories and links, which are kept in memory until the end
 	mostPathBytes      = 4096
 )
 
@@ -53,10 +53,7 @@ type unpacker struct {
 	limits ArchiveLimits
 
 	entries, files, bytes int64
-	kept                  int64           // bytes of names in the fields below
-	directories           []madeDirectory // their modes and times are set last
-	known                 map[string]bool // directories that exist
-	symlinks              []string
+	later                 *records // links, which are judged last, and directories, whose modes and times are set last
 	names                 *nameTable
 
 	parent     *os.Root // of the last entry, since entries of one directory follow one another
@@ -66,14 +63,9 @@ type unpacker struct {
 	buffer     []byte
 }
 
-type madeDirectory struct {
-	name   string
-	header *tar.Header
-}
-
 func newUnpacker(ctx context.Context, root *os.Root, limits ArchiveLimits) *unpacker {
 	return &unpacker{
-		ctx: ctx, root: root, limits: limits, known: map[string]bool{".": true}, names: newNameTable(),
+		ctx: ctx, root: root, limits: limits, names: newNameTable(),
 		owners: os.Geteuid() == 0, buffer: make([]byte, 256<<10),
 	}
 }
@@ -81,6 +73,10 @@ func newUnpacker(ctx context.Context, root *os.Root, limits ArchiveLimits) *unpa
 // unpack reads a tar stream to its end.
 func (u *unpacker) unpack(from io.Reader) error {
 	defer u.leaveParent()
+	if err := u.openLater(); err != nil {
+		return err
+	}
+	defer u.later.file.Close()
 	ending := &endWatcher{from: from}
 	archive := tar.NewReader(ending)
 	for {
@@ -110,6 +106,17 @@ func (u *unpacker) unpack(from io.Reader) error {
 	}
 	u.leaveParent()
 	return u.finish()
+}
+
+// openLater makes the file of what is done last. It has no name, and so is gone when we are.
+func (u *unpacker) openLater() error {
+	const name = stagingPrefix + "later" // no archive may have such a name
+	file, err := u.root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return u.cannot("make", name, err)
+	}
+	u.later = &records{file: file}
+	return u.root.Remove(name)
 }
 
 // tarEnd is the length of the zeros that end a tar stream. archive/tar does without them, and so does not notice a stream that
@@ -255,42 +262,42 @@ func (u *unpacker) leaveParent() {
 }
 
 func (u *unpacker) makeDirectories(name string) error {
-	if u.known[name] {
+	if name == "." || u.names.isDirectory(name) {
 		return nil
 	}
 	if err := u.makeDirectories(path.Dir(name)); err != nil {
 		return err
 	}
-	if err := u.keep(name); err != nil {
-		return err
+	switch u.names.add(name, tar.TypeDir) {
+	case nameIsTwice:
+		return refuse("%.200q is used as a directory but is something else", name)
+	case nameCollides:
+		return refuse("the directory %.200q differs only in case or Unicode form from another entry of another kind", name)
 	}
+	return u.makeDirectory(name)
+}
+
+// makeDirectory makes one, or finds it made: it may be in the archive after its content, or twice.
+func (u *unpacker) makeDirectory(name string) error {
 	err := u.root.Mkdir(name, 0o755)
 	if errors.Is(err, os.ErrExist) {
+		if there, err := u.root.Lstat(name); err == nil && there.IsDir() {
+			return nil
+		}
 		return refuse("%.200q is used as a directory but is something else", name)
 	}
 	if err != nil {
 		return u.cannot("make", name, err)
 	}
-	u.known[name] = true
-	return nil
-}
-
-// keep accounts for a name that is kept in memory.
-func (u *unpacker) keep(name string) error {
-	const overhead = 100
-	u.kept += int64(len(name)) + overhead
-	if u.kept > mostNameBytes {
-		return refuse("it has more directories and links than are sensible (%d entries so far)", u.entries)
-	}
 	return nil
 }
 
 func (u *unpacker) directory(name string, header *tar.Header) error {
-	if err := u.makeDirectories(name); err != nil {
+	if err := u.makeDirectory(name); err != nil {
 		return err
 	}
-	u.directories = append(u.directories, madeDirectory{name, &tar.Header{Mode: header.Mode, ModTime: header.ModTime, Uid: header.Uid, Gid: header.Gid}})
-	return nil
+	return u.later.add(laterDirectory, name, strconv.FormatInt(header.Mode, 8), strconv.Itoa(header.Uid), strconv.Itoa(header.Gid),
+		strconv.FormatInt(header.ModTime.Unix(), 10), strconv.Itoa(header.ModTime.Nanosecond()))
 }
 
 // cannot tells failures of the file system from tricks: a path that suddenly leads elsewhere was tampered with.
@@ -376,13 +383,12 @@ func (u *unpacker) symlink(name string, header *tar.Header) error {
 	if !linkStaysInside(name, header.Linkname) {
 		return refuse("the link %.200q leads out of the target, to %.200q", name, header.Linkname)
 	}
-	if err := u.keep(name); err != nil {
-		return err
-	}
 	if err := u.parent.Symlink(header.Linkname, path.Base(name)); err != nil {
 		return u.cannot("make", name, err)
 	}
-	u.symlinks = append(u.symlinks, name)
+	if err := u.later.add(laterLink, name); err != nil {
+		return err
+	}
 	u.files++
 	directory, err := u.parentDescriptor()
 	if err != nil {
@@ -422,26 +428,46 @@ func (u *unpacker) hardlink(name string, header *tar.Header) error {
 	return nil
 }
 
+// Kinds of what is done later.
+const (
+	laterLink      = "l" // name
+	laterDirectory = "d" // name, then what its tar header said
+)
+
 // finish judges the links by what they lead to in the finished tree, then sets what later entries would have disturbed.
 func (u *unpacker) finish() error {
-	for _, name := range u.symlinks {
-		if leadsOut(u.root, name) {
-			return refuse("the link %.200q leads out of the target, by way of other links", name)
+	err := u.later.forwards(func(fields []string) error {
+		if fields[0] == laterLink && leadsOut(u.root, fields[1]) {
+			return refuse("the link %.200q leads out of the target, by way of other links", fields[1])
 		}
+		return u.ctx.Err()
+	}, nil)
+	if err != nil {
+		return err
 	}
-	for i := len(u.directories) - 1; i >= 0; i-- {
-		made := u.directories[i]
-		directory, err := u.root.Open(made.name)
-		if err != nil {
-			return u.cannot("open", made.name, err)
+	return u.later.backwards(func(fields []string, _ int64) error {
+		if fields[0] != laterDirectory {
+			return nil
 		}
-		err = u.attributes(directory, made.header)
-		directory.Close()
+		directory, err := u.root.Open(fields[1])
 		if err != nil {
+			return u.cannot("open", fields[1], err)
+		}
+		defer directory.Close()
+		if err := u.attributes(directory, directoryHeader(fields)); err != nil {
 			return err
 		}
+		return u.ctx.Err()
+	})
+}
+
+// directoryHeader reads back what directory wrote: our own numbers, in a file that nobody else can open.
+func directoryHeader(fields []string) *tar.Header {
+	number := func(at, base int) int64 {
+		value, _ := strconv.ParseInt(fields[at], base, 64)
+		return value
 	}
-	return nil
+	return &tar.Header{Mode: number(2, 8), Uid: int(number(3, 10)), Gid: int(number(4, 10)), ModTime: time.Unix(number(5, 10), number(6, 10))}
 }
 
 // setTime sets the modification time of an open file, or of a name in an open directory without following it.

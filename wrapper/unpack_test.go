@@ -148,6 +148,8 @@ func TestHostileArchivesAreRefused(t *testing.T) {
 		"file used as a directory":      {[]tar.Header{file("f"), file("f/g")}, ArchiveLimits{}, "something else"},
 		"case collision with a link":    {[]tar.Header{dir("d"), link("Lib", "d"), dir("lib"), file("lib/f")}, ArchiveLimits{}, "only in case"},
 		"case collision of links":       {[]tar.Header{link("L", "x"), link("l", "y")}, ArchiveLimits{}, "only in case"},
+		"case collision with a parent":  {[]tar.Header{dir("b"), link("a", "b"), file("A/x")}, ArchiveLimits{}, "only in case"},
+		"parent that a link collides":   {[]tar.Header{file("A/x"), link("a", "A")}, ArchiveLimits{}, "only in case"},
 		"unicode collision with a link": {[]tar.Header{dir("d"), link("caf\u00e9", "d"), dir("cafe\u0301")}, ArchiveLimits{}, "Unicode form"},
 		"ligature-like folding":         {[]tar.Header{link("\u212aey", "x"), file("key")}, ArchiveLimits{}, "only in case"}, // KELVIN SIGN
 		"ignorable character":           {[]tar.Header{link("a\u200db", "x"), file("ab")}, ArchiveLimits{}, "only in case"},
