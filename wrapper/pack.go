@@ -29,6 +29,7 @@ type packer struct {
 	index     *indexWriter // nil: none is wanted
 	links     map[inode]string
 	names     *nameTable
+	judge     *linkJudge
 	buffer    []byte
 
 	entries, files, bytes int64
@@ -72,7 +73,7 @@ func (p *packer) pack(base string) error {
 		return err
 	}
 	defer root.Close()
-	p.top = root
+	p.top, p.judge = root, newLinkJudge(p.ctx, root, p.names, &p.entries, stepsOfPacking)
 	positions, whole := p.selection.start()
 	for _, i := range whole {
 		p.matched[i] = true
@@ -196,6 +197,9 @@ func (p *packer) follow(full string, step step, taken bool) error {
 		return nil
 	}
 	if info.IsDir() {
+		if p.names.addParents(full+"/.") != nameIsNew { // in the archive it is a directory, also for links that lead through it
+			return fmt.Errorf("%.200q cannot be saved: %s", full, nameCollision)
+		}
 		return p.enter(p.top, full, full, info, step.below, taken)
 	}
 	if !taken {
@@ -237,7 +241,13 @@ func (p *packer) leaf(root *os.Root, name, full string, info os.FileInfo) error 
 		if err != nil {
 			return p.unreadable(full, err)
 		}
-		if !linkStaysInside(full, target) || leadsOut(p.top, full) {
+		out := !linkStaysInside(full, target)
+		if !out {
+			if out, err = p.judge.leadsOut(full); err != nil {
+				return fmt.Errorf("the link %q cannot be saved: %w", full, err)
+			}
+		}
+		if out {
 			p.warn("the link %q leads out of the saved tree (to %q) and was left out: it could not be unpacked safely elsewhere", full, target)
 			return nil
 		}
@@ -296,6 +306,8 @@ func (p *packer) write(header *tar.Header) error {
 	return p.index.add(header, p.under.at)
 }
 
+const nameCollision = "its name, or that of a directory above it, differs only in case or Unicode form from another one's, and one of the two is a link or they are of different kinds: such an archive is refused when it is unpacked. Rename one of them, or leave it out"
+
 // admit refuses to make what unpacking would refuse to take: the mistake belongs to whoever saves, not to the job that restores.
 func (p *packer) admit(header *tar.Header) error {
 	cannot := func(format string, args ...any) error {
@@ -312,7 +324,7 @@ func (p *packer) admit(header *tar.Header) error {
 	case depth > p.limits.Depth || len(name) > mostPathBytes:
 		return cannot("it is %d directories deep and its name has %d bytes, the limits are %d and %d. Leave it out, or pack it first", depth, len(name), p.limits.Depth, mostPathBytes)
 	case p.names.addParents(name) != nameIsNew || p.names.add(name, header.Typeflag) != nameIsNew:
-		return cannot("its name, or that of a directory above it, differs only in case or Unicode form from another one's, and one of the two is a link or they are of different kinds: such an archive is refused when it is unpacked. Rename one of them, or leave it out")
+		return cannot(nameCollision)
 	}
 	return nil
 }

@@ -60,7 +60,7 @@ func TestT52ManyFilesWithFlatMemory(t *testing.T) {
 func TestT52ManyDirectoriesWithFlatMemory(t *testing.T) {
 	above, wide, name := strings.Repeat("/"+strings.Repeat("n", 230), 12), 12_000, "%d"
 	if os.Getenv("HUBFLOW_TEST_STRESS") != "" {
-		above, wide, name = "", 200_000, ".pnpm/some-quite-long-package-name-%[2]d@1.2.3_peer-dependency@4.5.6/node_modules/some-quite-long-package-name/dir-%[1]d"
+		above, wide, name = "", 200_000, ".pnpm/some-quite-long-package-name-%[2]d@1.2.3_peer-dependency@4.5.6/node_modules/some-quite-long-package-name/dir-%[3]d"
 	}
 	roundTripWithin(t, func(b *bench) {
 		top := b.path("d" + above)

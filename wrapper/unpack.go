@@ -436,11 +436,19 @@ const (
 
 // finish judges the links by what they lead to in the finished tree, then sets what later entries would have disturbed.
 func (u *unpacker) finish() error {
+	judge := newLinkJudge(u.ctx, u.root, u.names, &u.entries, stepsOfUnpacking)
 	err := u.later.forwards(func(fields []string) error {
-		if fields[0] == laterLink && leadsOut(u.root, fields[1]) {
+		if fields[0] != laterLink {
+			return u.ctx.Err()
+		}
+		out, err := judge.leadsOut(fields[1])
+		if errors.Is(err, errTangle) {
+			return refuse("%v (at the link %.200q)", err, fields[1])
+		}
+		if out {
 			return refuse("the link %.200q leads out of the target, by way of other links", fields[1])
 		}
-		return u.ctx.Err()
+		return err
 	}, nil)
 	if err != nil {
 		return err
