@@ -94,7 +94,9 @@ func TestHandMadeArchives(t *testing.T) {
 		"a directory with content":          {(&raw{}).block('5', "d", "", 4, "evil").block('0', "d/f", "", 4, "evil").end(), ""},
 		"a link with content":               {(&raw{}).block('2', "l", "f", 4, "evil").block('0', "f", "", 4, "evil").end(), ""},
 		"a name of dots and slashes":        {(&raw{}).block('0', "./././f", "", 4, "evil").end(), "f"},
-		"the top itself as a file":          {(&raw{}).block('0', ".", "", 4, "evil").block('0', "f", "", 4, "evil").end(), "f"},
+		"the top itself as a file":          {(&raw{}).block('0', ".", "", 4, "evil").block('0', "f", "", 4, "evil").end(), ""},
+		"the top itself as a link":          {(&raw{}).block('2', "./", "f", 0, "").block('0', "f", "", 4, "evil").end(), ""},
+		"the top itself":                    {(&raw{}).block('5', "./", "", 0, "").block('0', "f", "", 4, "evil").end(), "f"},
 		"an empty name":                     {(&raw{}).block('0', "", "", 4, "evil").end(), ""},
 		"a name that is a slash":            {(&raw{}).block('0', "/", "", 4, "evil").end(), ""},
 		"no end":                            {(&raw{}).block('0', "f", "", 4, "evil").Bytes(), ""},
@@ -210,4 +212,32 @@ func sized(name string, size int64) tar.Header {
 	header := file(name)
 	header.Size = size
 	return header
+}
+
+// What nothing is made of counts all the same; what comes in front of an entry is bounded.
+func TestWhatIsNotUnpackedCounts(t *testing.T) {
+	for name, c := range map[string]struct {
+		fill   func(*raw)
+		limits ArchiveLimits
+		says   string
+	}{
+		"the top, as a file of 8 GiB": {func(r *raw) { r.block('0', ".", "", 8<<30-1, "") }, ArchiveLimits{Bytes: 1000}, "more than 1000 bytes"},
+		"the top, many times":         {func(r *raw) { r.block('5', "./", "", 0, "") }, ArchiveLimits{Entries: 10}, "more than 10 entries"},
+		"global headers":              {func(r *raw) { r.extended('g', "comment", "x") }, ArchiveLimits{Entries: 10}, "more than 10 entries"},
+		"extended headers":            {func(r *raw) { r.pax("comment", strings.Repeat("x", 100_000)) }, ArchiveLimits{}, "bytes of headers"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			base := sandbox(t)
+			stream := &raw{}
+			for range 60 {
+				c.fill(stream)
+			}
+			stream.block('0', "f", "", 4, "evil")
+			err := restoreHere(t, base, stream.end(), c.limits)
+			if err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%v", err)
+			}
+			expectUntouched(t, base)
+		})
+	}
 }

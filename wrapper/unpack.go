@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path"
 	"strconv"
@@ -77,15 +78,16 @@ func (u *unpacker) unpack(from io.Reader) error {
 		return err
 	}
 	defer u.later.file.Close()
-	ending := &endWatcher{from: from}
-	archive := tar.NewReader(ending)
+	watched := &streamWatcher{ctx: u.ctx, from: from}
+	archive := tar.NewReader(watched)
 	for {
 		if err := u.ctx.Err(); err != nil {
 			return err
 		}
-		ending.zeros = 0
+		watched.zeros, watched.left = 0, int64(mostHeaderBytes)
 		header, err := archive.Next()
-		if err == io.EOF && ending.zeros < tarEnd {
+		watched.left = math.MaxInt64
+		if err == io.EOF && watched.zeros < tarEnd {
 			return errIncomplete
 		}
 		if err == io.EOF {
@@ -123,14 +125,26 @@ func (u *unpacker) openLater() error {
 // was cut between two entries.
 const tarEnd = 1024
 
-// endWatcher counts the zeros that were read last.
-type endWatcher struct {
+// mostHeaderBytes is how much may stand in front of one entry: a megabyte each of name, link and attributes, and the map of a sparse
+// file. archive/tar itself reads headers of headers for as long as they come.
+const mostHeaderBytes = 4 << 20
+
+// streamWatcher counts the zeros that were read last, and bounds what may still be read.
+type streamWatcher struct {
+	ctx   context.Context
 	from  io.Reader
 	zeros int
+	left  int64
 }
 
-func (w *endWatcher) Read(p []byte) (int, error) {
+func (w *streamWatcher) Read(p []byte) (int, error) {
+	if err := w.ctx.Err(); err != nil {
+		return 0, err
+	}
 	n, err := w.from.Read(p)
+	if w.left -= int64(n); w.left < 0 {
+		return 0, refuse("an entry has more than %d bytes of headers", mostHeaderBytes)
+	}
 	trailing := 0
 	for trailing < n && trailing < tarEnd && p[n-1-trailing] == 0 {
 		trailing++
@@ -153,15 +167,21 @@ func unreadableArchive(err error) error {
 }
 
 func (u *unpacker) entry(content io.Reader, header *tar.Header) error {
+	if err := u.count(header); err != nil {
+		return err
+	}
 	if header.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
 	name, err := u.checkName(header)
-	if err != nil || name == "." {
+	if err != nil {
 		return err
 	}
-	if err := u.count(name, header); err != nil {
-		return err
+	if name == "." {
+		if header.Typeflag != tar.TypeDir {
+			return refuse("the top of it, %.200q, is no directory", header.Name)
+		}
+		return nil
 	}
 	if err := u.checkCollision(name, header.Typeflag); err != nil {
 		return err
@@ -200,22 +220,23 @@ func (u *unpacker) checkName(header *tar.Header) (string, error) {
 	if strings.HasPrefix(name, stagingPrefix) {
 		return "", refuse("the name %.200q belongs to the wrapper", raw)
 	}
+	if depth := strings.Count(name, "/") + 1; depth > u.limits.Depth {
+		return "", refuse("%.200q is %d directories deep, the limit is %d", name, depth, u.limits.Depth)
+	}
 	if header.Mode&0o6000 != 0 && header.Typeflag != tar.TypeDir {
 		return "", refuse("%.200q is setuid or setgid", raw)
 	}
 	return name, nil
 }
 
-func (u *unpacker) count(name string, header *tar.Header) error {
+// count counts everything, also what we make nothing of.
+func (u *unpacker) count(header *tar.Header) error {
 	u.entries++
 	if u.entries > u.limits.Entries {
 		return refuse("it has more than %d entries", u.limits.Entries)
 	}
-	if depth := strings.Count(name, "/") + 1; depth > u.limits.Depth {
-		return refuse("%.200q is %d directories deep, the limit is %d", name, depth, u.limits.Depth)
-	}
 	if header.Size < 0 || header.Size > u.limits.Bytes-u.bytes {
-		return refuse("unpacked it has more than %d bytes (%.200q has %d)", u.limits.Bytes, name, header.Size)
+		return refuse("unpacked it has more than %d bytes (%.200q has %d)", u.limits.Bytes, header.Name, header.Size)
 	}
 	u.bytes += header.Size
 	return nil
