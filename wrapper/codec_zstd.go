@@ -3,6 +3,8 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"io"
 
 	"github.com/klauspost/compress/zstd"
@@ -43,5 +45,16 @@ func openZstd(from io.Reader) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	return decoder.IOReadCloser(), nil
+	return windowTeller{decoder.IOReadCloser()}, nil
+}
+
+// windowTeller says what to do about an archive whose window is too large.
+type windowTeller struct{ io.ReadCloser }
+
+func (t windowTeller) Read(p []byte) (int, error) {
+	n, err := t.ReadCloser.Read(p)
+	if errors.Is(err, zstd.ErrWindowSizeExceeded) {
+		err = fmt.Errorf("the archive needs a window of more than %d MiB of memory to be read, which is the limit. Compress it without --long and with a level of at most 19", maxWindow>>20)
+	}
+	return n, err
 }

@@ -301,3 +301,26 @@ func TestGzipIsTheFallback(t *testing.T) {
 		t.Errorf("%q and garbage behind it", got)
 	}
 }
+
+// An archive that some zstd made with a large window is refused with the way out.
+func TestLargeWindow(t *testing.T) {
+	zstd, err := exec.LookPath("zstd")
+	if err != nil || writesFormat != "zstd" {
+		t.Skip("needs zstd")
+	}
+	for options, says := range map[string]string{"-19": "", "-1 --long=27": "more than 32 MiB"} {
+		command := exec.Command(zstd, append(strings.Fields(options), "-q", "-c")...)
+		command.Stdin = bytes.NewReader(textOf(100_000))
+		packed, err := command.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		stream, err := openArchive(bytes.NewReader(packed))
+		if err == nil {
+			_, err = io.Copy(io.Discard, stream)
+		}
+		if says == "" && err != nil || says != "" && (err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "--long")) {
+			t.Errorf("%s: %v", options, err)
+		}
+	}
+}

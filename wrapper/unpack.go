@@ -100,14 +100,29 @@ func (u *unpacker) unpack(from io.Reader) error {
 			return err
 		}
 	}
-	// What follows the end of the tar stream must be read, for the checksum is behind it; it can only be padding.
-	if rest, err := io.Copy(io.Discard, io.LimitReader(from, 1<<20)); err != nil {
-		return unreadableArchive(err)
-	} else if rest == 1<<20 {
-		return refuse("it goes on after its end")
+	if err := u.padding(from); err != nil {
+		return err
 	}
 	u.leaveParent()
 	return u.finish()
+}
+
+// padding reads what follows the end of the tar stream, for the checksum is behind it. A second archive there would not be unpacked,
+// so it may not be.
+func (u *unpacker) padding(from io.Reader) error {
+	const most = 1 << 20
+	for rest := 0; ; {
+		n, err := from.Read(u.buffer)
+		if rest += n; rest > most || !allZero(u.buffer[:n]) {
+			return refuse("it goes on after its end: archives that were put behind one another must be made into one")
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return unreadableArchive(err)
+		}
+	}
 }
 
 // openLater makes the file of what is done last. It has no name, and so is gone when we are.
