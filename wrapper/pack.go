@@ -141,15 +141,28 @@ func (p *packer) directory(root *os.Root, prefix string, positions []position, a
 
 func (p *packer) list(root *os.Root, prefix string) ([]string, error) {
 	directory, err := root.Open(".")
-	if err != nil {
-		return nil, p.unreadable(prefix, err)
+	if err == nil {
+		defer directory.Close()
+		var names []string
+		if names, err = directory.Readdirnames(-1); err == nil {
+			return names, nil
+		}
 	}
-	defer directory.Close()
-	names, err := directory.Readdirnames(-1)
-	if err != nil {
-		return nil, p.unreadable(prefix, err)
+	if p.vanished(prefix, err) {
+		return nil, nil
 	}
-	return names, nil
+	return nil, p.unreadable(prefix, err)
+}
+
+// vanished says whether something that was there a moment ago is gone, or became something else; what others take away while we save
+// is not ours to save.
+func (p *packer) vanished(name string, err error) bool {
+	cause := pathCause(err)
+	gone := errors.Is(err, os.ErrNotExist) || cause == syscall.ENOTDIR || cause == syscall.ELOOP || cause == syscall.EINVAL
+	if gone {
+		p.warn("%q vanished, or became something else, while it was being saved", name)
+	}
+	return gone
 }
 
 func (p *packer) unreadable(name string, err error) error {
@@ -214,7 +227,10 @@ func (p *packer) enter(root *os.Root, name, full string, info os.FileInfo, below
 		return nil
 	}
 	sub, err := root.OpenRoot(name)
-	if errors.Is(err, os.ErrNotExist) {
+	if err != nil && !errors.Is(err, os.ErrNotExist) && !isDirectory(root, name) {
+		err = syscall.ENOTDIR // OpenRoot has words of its own for it
+	}
+	if err != nil && p.vanished(full, err) {
 		return nil
 	}
 	if err != nil {
@@ -231,6 +247,11 @@ func (p *packer) enter(root *os.Root, name, full string, info os.FileInfo, below
 	return p.directory(sub, full, below, taken)
 }
 
+func isDirectory(root *os.Root, name string) bool {
+	info, err := root.Stat(name)
+	return err == nil && info.IsDir()
+}
+
 // leaf writes what is not a directory.
 func (p *packer) leaf(root *os.Root, name, full string, info os.FileInfo) error {
 	switch info.Mode().Type() {
@@ -238,6 +259,9 @@ func (p *packer) leaf(root *os.Root, name, full string, info os.FileInfo) error 
 		return p.file(root, name, full)
 	case os.ModeSymlink:
 		target, err := root.Readlink(name)
+		if err != nil && p.vanished(full, err) {
+			return nil
+		}
 		if err != nil {
 			return p.unreadable(full, err)
 		}
@@ -332,7 +356,7 @@ func (p *packer) admit(header *tar.Header) error {
 // file writes a regular file, as it is at the moment of opening.
 func (p *packer) file(root *os.Root, name, full string) error {
 	file, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if errors.Is(err, os.ErrNotExist) {
+	if err != nil && p.vanished(full, err) {
 		return nil
 	}
 	if err != nil {
@@ -344,7 +368,8 @@ func (p *packer) file(root *os.Root, name, full string) error {
 		return p.unreadable(full, err)
 	}
 	if !info.Mode().IsRegular() {
-		return p.unreadable(full, errors.New("it became something else while it was being saved"))
+		p.vanished(full, syscall.EINVAL)
+		return nil
 	}
 	header := p.header(full, info)
 	header.Typeflag = tar.TypeReg

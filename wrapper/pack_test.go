@@ -5,6 +5,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -299,5 +300,63 @@ func makeReachable(dir string) {
 		if info, err := os.Stat(at); err == nil && info.Mode()&5 != 5 {
 			os.Chmod(at, info.Mode()|5)
 		}
+	}
+}
+
+// What vanishes or changes its kind between the look at it and its turn is left out, with a warning.
+func TestWhatVanishesWhileItIsSaved(t *testing.T) {
+	for name, c := range map[string]struct{ before, after string }{
+		"a directory that goes":           {"mkdir x", "rmdir x"},
+		"a directory that becomes a file": {"mkdir x", "rmdir x; touch x"},
+		"a directory that becomes a loop": {"mkdir x", "rmdir x; ln -s x x"},
+		"a file that goes":                {"touch x", "rm x"},
+		"a file that becomes a directory": {"touch x", "rm x; mkdir x"},
+		"a file that becomes a loop":      {"touch x", "rm x; ln -s x x"},
+		"a file that becomes a pipe":      {"touch x", "rm x; mkfifo x"},
+		"a link that goes":                {"ln -s y x", "rm x"},
+		"a link that becomes a file":      {"ln -s y x", "rm x; touch x"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			base := t.TempDir()
+			do := func(script string) {
+				command := exec.Command("sh", "-c", script)
+				command.Dir = base
+				if out, err := command.CombinedOutput(); err != nil {
+					t.Fatalf("%v: %s", err, out)
+				}
+			}
+			do(c.before)
+			root, err := os.OpenRoot(base)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer root.Close()
+			info, err := root.Lstat("x")
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := newPacker(t.Context(), io.Discard, &selection{}, nil, unlimited())
+			p.top, p.judge = root, newLinkJudge(t.Context(), root, p.names, &p.entries, stepsOfPacking)
+			do(c.after)
+			if info.IsDir() {
+				err = p.enter(root, "x", "x", info, nil, true)
+			} else {
+				err = p.leaf(root, "x", "x", info)
+			}
+			if err != nil || p.entries != 0 || len(p.warnings) != 1 || !strings.Contains(p.warnings[0], "vanished") {
+				t.Errorf("%v, %d entries, %q", err, p.entries, p.warnings)
+			}
+		})
+	}
+	base := t.TempDir()
+	root, err := os.OpenRoot(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	os.Remove(base) // a directory that goes after it was entered
+	p := newPacker(t.Context(), io.Discard, &selection{}, nil, unlimited())
+	if names, err := p.list(root, "x"); err != nil || len(names) != 0 || len(p.warnings) != 1 {
+		t.Errorf("%v, %q, %q", err, names, p.warnings)
 	}
 }
