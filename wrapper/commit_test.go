@@ -2,6 +2,9 @@ package main
 
 import (
 	"archive/tar"
+	"bytes"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sort"
@@ -98,54 +101,157 @@ func TestMergingIntoWhatIsThere(t *testing.T) {
 	}
 }
 
-// Whichever step fails, the target is as it was, to the last bit.
-func TestEveryStepCanBeUndone(t *testing.T) {
-	entries := []tar.Header{file("a"), file("b"), dir("c"), file("c/same"), file("c/new"), file("c/deep/x"), link("d", "c"), file("e/f"), file("z")}
-	for steps := 0; steps < 12; steps++ {
-		base := sandbox(t)
-		target := filepath.Join(base, "target")
-		os.MkdirAll(filepath.Join(target, "c/deep"), 0o750)
-		os.WriteFile(filepath.Join(target, "a"), []byte("old a"), 0o640)
-		os.WriteFile(filepath.Join(target, "c/same"), []byte("old same"), 0o400)
-		os.Mkdir(filepath.Join(target, "d"), 0o711)
-		os.Symlink("a", filepath.Join(target, "e"))
-		before := snapshot(t, target)
-		stage, err := openStaging(target)
-		if err != nil {
-			t.Fatal(err)
-		}
-		place, _ := stage.place()
-		if err := newUnpacker(t.Context(), place, unlimited()).unpack(strings.NewReader(string(tarOf(t, entries...)))); err != nil {
-			t.Fatal(err)
-		}
-		place.Close()
-		// Some steps are done by hand, as merge does them; then it fails.
-		names, _ := stage.names(stage.fresh())
-		for i, name := range names[:min(steps, len(names))] {
-			if there, err := stage.root.Lstat(name); err == nil && !(there.IsDir() && name == "c") {
-				stage.backups++
-				if err := stage.rename(name, stage.old()+"/"+itoaForNames(i)); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if name != "c" {
-				if err := stage.rename(stage.fresh()+"/"+name, name); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
-		if err := stage.undo(); err != nil {
-			t.Fatal(err)
-		}
-		stage.discard()
-		if after := snapshot(t, target); after != before {
-			t.Errorf("after %d steps and back:\n%s\nwas\n%s", steps, after, before)
-		}
-		expectUntouched(t, base)
+// oldTree is what is there before the restores that are broken off below, and newTree is what they bring.
+func oldTree(t *testing.T, target string) {
+	t.Helper()
+	os.MkdirAll(filepath.Join(target, "c/deep"), 0o750)
+	os.WriteFile(filepath.Join(target, "a"), []byte("old a"), 0o640)
+	os.WriteFile(filepath.Join(target, "c/same"), []byte("old same"), 0o400)
+	os.Mkdir(filepath.Join(target, "d"), 0o711)
+	os.WriteFile(filepath.Join(target, "d/inner"), []byte("old inner"), 0o600)
+	os.Symlink("a", filepath.Join(target, "e"))
+	os.MkdirAll(filepath.Join(target, "locked/way"), 0o755)
+	os.WriteFile(filepath.Join(target, "locked/way/kept"), []byte("old kept"), 0o444)
+	os.Chmod(filepath.Join(target, "locked/way"), 0o555)
+	os.Chmod(filepath.Join(target, "locked"), 0o555)
+}
+
+func newTree() []tar.Header {
+	return []tar.Header{
+		file("a"), file("b"), dir("c"), file("c/same"), file("c/new"), file("c/deep/x"), link("d", "c"), file("e/f"), file("z"),
+		modeOfHeader(dir("locked"), 0o500), file("locked/way/added"), modeOfHeader(dir("locked/new"), 0o500), file("locked/new/f"),
+		modeOfHeader(dir("ro"), 0o555), file("ro/f"),
 	}
 }
 
-func itoaForNames(i int) string { return strings.Repeat("i", i+1) }
+func stagedTree(t *testing.T, target string) *staging {
+	t.Helper()
+	stage, err := openStaging(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	place, err := stage.place()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer place.Close()
+	if err := newUnpacker(t.Context(), place, unlimited()).unpack(bytes.NewReader(tarOf(t, newTree()...))); err != nil {
+		t.Fatal(err)
+	}
+	return stage
+}
+
+// After whichever step we are killed, the next restore finds the target as it was, to the last bit. The journal is cut after each
+// of its notes: that is all that is left of a process that was killed there.
+func TestEveryStepCanBeUndone(t *testing.T) {
+	whole := 0
+	for steps := 0; steps == 0 || steps <= whole; steps++ {
+		base := sandbox(t)
+		target := filepath.Join(base, "target")
+		oldTree(t, target)
+		before := snapshot(t, target)
+		stage := stagedTree(t, target)
+		if err := stage.merge(stage.fresh(), "."); err != nil {
+			t.Fatal(err)
+		}
+		var places []int64
+		if err := stage.journal.backwards(func(_ []string, at int64) error {
+			places = append(places, at)
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		whole = len(places)
+		// The last steps are taken back as undo does it, down to where the process is to be killed, or is killed while it undoes.
+		taken := 0
+		err := stage.journal.backwards(func(fields []string, at int64) error {
+			if taken == whole-steps {
+				return io.EOF
+			}
+			taken++
+			if err := stage.invert(fields); err != nil {
+				return err
+			}
+			if taken == whole-steps && steps%2 == 0 {
+				return io.EOF // killed between the step and the cut
+			}
+			return stage.journal.cut(at)
+		})
+		if err != nil && err != io.EOF {
+			t.Fatal(err)
+		}
+		stage.journal.file.Close() // which unlocks it, as death does
+		stage.root.Close()
+		next, err := openStaging(target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		next.discard()
+		if after := snapshot(t, target); after != before {
+			t.Errorf("after %d steps of %d and back:\n%s\nwas\n%s", steps, whole, after, before)
+		}
+		expectUntouched(t, base)
+		makeRemovableForTests(target)
+	}
+	if whole < 20 {
+		t.Errorf("only %d steps", whole)
+	}
+}
+
+// A step that fails undoes those before it at once.
+func TestFailedStepIsUndone(t *testing.T) {
+	base := sandbox(t)
+	target := filepath.Join(base, "target")
+	oldTree(t, target)
+	os.WriteFile(filepath.Join(target, "z"), []byte("old z"), 0o600)
+	if err := syscall.Mount(filepath.Join(base, "precious"), filepath.Join(target, "z"), "", syscall.MS_BIND, ""); err != nil {
+		t.Skip(err) // a file that is mounted cannot be moved away
+	}
+	defer syscall.Unmount(filepath.Join(target, "z"), 0)
+	before := snapshot(t, target)
+	stage := stagedTree(t, target)
+	if err := stage.commit(); err == nil || !strings.Contains(err.Error(), "cannot move") {
+		t.Errorf("%v", err)
+	}
+	stage.discard()
+	if after := snapshot(t, target); after != before {
+		t.Errorf("after:\n%s\nwas\n%s", after, before)
+	}
+	makeRemovableForTests(target)
+}
+
+// Killed after everything was in place, but before the old files were removed: they go, the new ones stay. What a living neighbour
+// has stays.
+func TestNextRestoreClearsUpAfterTheDead(t *testing.T) {
+	base := sandbox(t)
+	target := filepath.Join(base, "target")
+	oldTree(t, target)
+	alive, err := openStaging(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer alive.discard()
+	dead := stagedTree(t, target)
+	if err := dead.commit(); err != nil {
+		t.Fatal(err)
+	}
+	dead.journal.file.Close()
+	dead.root.Close()
+	os.Mkdir(filepath.Join(target, stagingPrefix+"EMPTY"), 0o700) // killed before it had a journal
+	next, err := openStaging(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next.discard()
+	left, _ := filepath.Glob(filepath.Join(target, stagingPrefix+"*"))
+	if len(left) != 1 || filepath.Base(left[0]) != alive.name {
+		t.Errorf("left: %q, the living one is %s", left, alive.name)
+	}
+	if text, _ := os.ReadFile(filepath.Join(target, "a")); string(text) != "evil" || !exists(filepath.Join(target, "locked/way/kept")) {
+		t.Errorf("a is %q", text)
+	}
+	makeRemovableForTests(target)
+}
 
 // What was made for a restore that failed goes away again; what was there before stays.
 func TestDirectoriesMadeForNothing(t *testing.T) {
@@ -206,5 +312,68 @@ func TestTargetThatIsALink(t *testing.T) {
 	}
 	if !exists(filepath.Join(base, "real/f")) {
 		t.Error("not there")
+	}
+}
+
+// The wrapper is killed at random moments of a restore over an older one. Whatever the next restore is, the files are all old or all
+// new once it has begun, and nothing of ours is left.
+func TestKilledRestoresAreAllOrNothing(t *testing.T) {
+	const files = 300
+	s := newStore(t)
+	var entries []tar.Header
+	for i := range files {
+		entries = append(entries, file(fmt.Sprintf("d%d/f%04d", i%3, i)))
+	}
+	s.put("new", packedTar(t, tarOf(t, entries...)))
+	hostile := tarOf(t, file("good"), file("../precious"))
+	halves, olds, news := 0, 0, 0
+	for round := range 8 {
+		b := newBench(t, "true").set("restore", []any{restore(s, "artifact", "new", "box/target", true)})
+		target := b.path("box/target")
+		for i := range files {
+			name := filepath.Join(target, fmt.Sprintf("d%d/f%04d", i%3, i))
+			os.MkdirAll(filepath.Dir(name), 0o755)
+			os.WriteFile(name, []byte("old"), 0o644)
+		}
+		count := func() (old, new int) {
+			for i := range files {
+				switch text, _ := os.ReadFile(filepath.Join(target, fmt.Sprintf("d%d/f%04d", i%3, i))); string(text) {
+				case "old":
+					old++
+				case "evil":
+					new++
+				}
+			}
+			return old, new
+		}
+		b.start()
+		for range 100_000 { // until it begins to move things, or is through; then a little longer
+			if moved, _ := filepath.Glob(filepath.Join(target, stagingPrefix+"*/old/*")); len(moved) > round*35 || exists(b.path("result.json")) {
+				break
+			}
+		}
+		b.cmd.Process.Kill()
+		_ = b.cmd.Wait()
+		if old, new := count(); old != files && new != files {
+			halves++
+		}
+		if err := restoreHere(t, b.path("box"), hostile, ArchiveLimits{}); err == nil {
+			t.Fatal("the hostile archive was taken")
+		}
+		old, new := count()
+		if old == files {
+			olds++
+		} else if new == files {
+			news++
+		} else {
+			t.Errorf("round %d: %d old and %d new files", round, old, new)
+		}
+		if left, _ := filepath.Glob(filepath.Join(target, stagingPrefix+"*")); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
+	}
+	t.Logf("killed half-way %d times; then all was old %d times, new %d times", halves, olds, news)
+	if halves == 0 {
+		t.Error("it was never killed half-way: the test shows nothing")
 	}
 }

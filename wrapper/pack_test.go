@@ -272,18 +272,7 @@ func TestRestoreAsAnotherUser(t *testing.T) {
 	s.put("bad", packedTar(t, tarOf(t, modeOfHeader(dir("locked"), 0o500), file("locked/f"), link("l", "/etc"))))
 	for object, outcome := range map[string]string{"c": outcomeExited, "bad": outcomeRestoreFailed} {
 		b := shell(t, "stat -c '%u %a %n' d/g d/locked/inner").set("restore", []any{restore(s, "cache", object, ".", true)})
-		makeReachable(b.dir)
-		os.Chown(b.dir, 54321, 54321)
-		b.prepare()
-		own, _ := os.ReadFile(b.cmd.Path)
-		b.cmd.Path = filepath.Join(b.dir, "wrapper")
-		os.WriteFile(b.cmd.Path, own, 0o755)
-		os.Chown(b.path("job.json"), 54321, 54321)
-		b.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 54321, Gid: 54321}}
-		if err := b.cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		b.wait()
+		b.runAs(54321)
 		if b.result.Outcome != outcome || outcome == outcomeExited && b.stdout.String() != "54321 400 d/g\n54321 500 d/locked/inner\n" {
 			t.Errorf("%s: %q %s", object, b.stdout.String(), b.raw)
 		}
@@ -291,6 +280,51 @@ func TestRestoreAsAnotherUser(t *testing.T) {
 			t.Errorf("left behind: %v", left)
 		}
 	}
+}
+
+// runAs runs the job as another user, who owns its directory.
+func (b *bench) runAs(user int) *bench {
+	b.t.Helper()
+	makeReachable(b.dir)
+	_ = filepath.WalkDir(b.dir, func(path string, _ os.DirEntry, _ error) error { return os.Lchown(path, user, user) })
+	b.prepare()
+	own, _ := os.ReadFile(b.cmd.Path)
+	b.cmd.Path = filepath.Join(b.dir, "wrapper")
+	os.WriteFile(b.cmd.Path, own, 0o755)
+	os.Chown(b.path("job.json"), user, user)
+	b.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(user), Gid: uint32(user)}}
+	if err := b.cmd.Start(); err != nil {
+		b.t.Fatal(err)
+	}
+	return b.wait()
+}
+
+// Go's module cache is read-only to the last directory. Only who may write to a directory can move it, so for anyone but root its mode
+// has to wait.
+func TestReadOnlyDirectoriesAsAnotherUser(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to become another user")
+	}
+	s := newStore(t)
+	shell(t, "mkdir -p mod/x@v1/sub mod/old ro; for f in mod/x@v1/a.go mod/x@v1/sub/b.go mod/old/c.go ro/f g; do echo new >$f; done; chmod -R a-w mod/x@v1 mod/old ro; chmod 000 ro").
+		set("save", []any{save(s, "cache", "c", "mod", "ro", "g")}).run().expect(outcomeExited, 0)
+	plant := func(b *bench) *bench { // mod/old is read-only already, ro is something else, mod is there
+		os.MkdirAll(b.path("mod/old/kept"), 0o755)
+		os.MkdirAll(b.path("g/was/a/directory"), 0o755)
+		os.WriteFile(b.path("ro"), nil, 0o644)
+		os.Chmod(b.path("mod/old"), 0o555)
+		os.Chmod(b.path("g/was"), 0o555)
+		os.Chmod(b.path("g"), 0o555)
+		return b.set("restore", []any{restore(s, "cache", "c", ".", true)})
+	}
+	b := plant(shell(t, "stat -c '%a %n' mod/x@v1 mod/x@v1/sub mod/old mod/old/kept ro; cat mod/x@v1/sub/b.go mod/old/c.go g")).runAs(54321).expect(outcomeExited, 0).expectNoWarnings()
+	if got := b.stdout.String(); got != "555 mod/x@v1\n555 mod/x@v1/sub\n555 mod/old\n755 mod/old/kept\n0 ro\nnew\nnew\nnew\n" {
+		t.Errorf("%s", got)
+	}
+	if left, _ := filepath.Glob(b.path(stagingPrefix + "*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	makeRemovableForTests(b.dir)
 }
 
 // makeReachable lets other users come to a directory of the tests.

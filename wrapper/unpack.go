@@ -230,11 +230,11 @@ func (u *unpacker) checkName(header *tar.Header) (string, error) {
 		if part == ".." {
 			return "", refuse("the name %.200q leads out of the target", raw)
 		}
+		if strings.HasPrefix(part, stagingPrefix) {
+			return "", refuse("the name %.200q belongs to the wrapper", raw)
+		}
 	}
 	name := path.Clean(raw)
-	if strings.HasPrefix(name, stagingPrefix) {
-		return "", refuse("the name %.200q belongs to the wrapper", raw)
-	}
 	if depth := strings.Count(name, "/") + 1; depth > u.limits.Depth {
 		return "", refuse("%.200q is %d directories deep, the limit is %d", name, depth, u.limits.Depth)
 	}
