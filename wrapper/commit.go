@@ -222,17 +222,6 @@ func (s *staging) mergeEntry(source, target string) error {
 	return s.put(source, target, own)
 }
 
-// replace moves away what is in the way.
-func (s *staging) replace(name string, there os.FileInfo) error {
-	s.count++
-	return s.rename(name, fmt.Sprintf("%s/%d", s.old(), s.count))
-}
-
-// put moves what was unpacked to where nothing is.
-func (s *staging) put(source, target string, own os.FileInfo) error {
-	return s.rename(source, target)
-}
-
 func linkCause(err error) error {
 	var detail *os.LinkError
 	if errors.As(err, &detail) {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // Moving what was unpacked into place: into whatever is there already, and back again when a step fails.
@@ -144,11 +145,51 @@ func stagedTree(t *testing.T, target string) *staging {
 // After whichever step we are killed, the next restore finds the target as it was, to the last bit. The journal is cut after each
 // of its notes: that is all that is left of a process that was killed there.
 func TestEveryStepCanBeUndone(t *testing.T) {
+	for name, prepare := range grounds {
+		t.Run(name, func(t *testing.T) { undoEveryStep(t, prepare) })
+	}
+}
+
+// grounds are file systems to restore into: each makes an old tree at the target.
+var grounds = map[string]func(t *testing.T, target string) (release func()){
+	"plain": func(t *testing.T, target string) func() {
+		oldTree(t, target)
+		return func() {}
+	},
+	"another file system inside": func(t *testing.T, target string) func() {
+		inner := filepath.Join(target, "c")
+		os.MkdirAll(inner, 0o755)
+		if err := syscall.Mount("tmpfs", inner, "tmpfs", 0, ""); err != nil {
+			t.Skip(err)
+		}
+		oldTree(t, target)
+		return func() { syscall.Unmount(inner, 0) }
+	},
+	"an overlay": func(t *testing.T, target string) func() {
+		layers := t.TempDir()
+		if err := syscall.Mount("tmpfs", layers, "tmpfs", 0, ""); err != nil {
+			t.Skip(err)
+		}
+		for _, name := range []string{"upper", "work"} {
+			os.Mkdir(filepath.Join(layers, name), 0o755)
+		}
+		oldTree(t, filepath.Join(layers, "lower"))
+		os.Mkdir(target, 0o755)
+		options := fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", layers)
+		if err := syscall.Mount("overlay", target, "overlay", 0, options); err != nil {
+			syscall.Unmount(layers, 0)
+			t.Skip(err)
+		}
+		return func() { syscall.Unmount(target, 0); syscall.Unmount(layers, 0) }
+	},
+}
+
+func undoEveryStep(t *testing.T, prepare func(*testing.T, string) func()) {
 	whole := 0
 	for steps := 0; steps == 0 || steps <= whole; steps++ {
 		base := sandbox(t)
 		target := filepath.Join(base, "target")
-		oldTree(t, target)
+		release := prepare(t, target)
 		before := snapshot(t, target)
 		stage := stagedTree(t, target)
 		if err := stage.merge(stage.fresh(), "."); err != nil {
@@ -192,6 +233,7 @@ func TestEveryStepCanBeUndone(t *testing.T) {
 		}
 		expectUntouched(t, base)
 		makeRemovableForTests(target)
+		release()
 	}
 	if whole < 20 {
 		t.Errorf("only %d steps", whole)
@@ -375,5 +417,60 @@ func TestKilledRestoresAreAllOrNothing(t *testing.T) {
 	t.Logf("killed half-way %d times; then all was old %d times, new %d times", halves, olds, news)
 	if halves == 0 {
 		t.Error("it was never killed half-way: the test shows nothing")
+	}
+}
+
+// What cannot be renamed is copied: content, modes, times, links, holes and files of several names come through.
+func TestRestoreAcrossFileSystems(t *testing.T) {
+	store := newStore(t)
+	from := shell(t, tree+"; mkdir -p dist/locked/in; echo f >dist/locked/in/f; ln dist/locked/in/f dist/locked/in/g; chmod 555 dist/locked/in; chmod 000 dist/locked; touch -d '2004-01-01' dist/locked; chmod 755 dist/one").
+		set("save", []any{save(store, "artifact", "a", "dist")}).run().expect(outcomeExited, 0)
+	for name := range grounds {
+		t.Run(name, func(t *testing.T) {
+			to := newBench(t, "true")
+			target := to.path("dist")
+			os.Mkdir(target, 0o755)
+			if name == "another file system inside" {
+				if err := syscall.Mount("tmpfs", target, "tmpfs", 0, ""); err != nil {
+					t.Skip(err)
+				}
+				defer syscall.Unmount(target, 0)
+				for _, one := range []string{"one/was/a/directory", "sub/kept"} {
+					os.MkdirAll(filepath.Join(target, one), 0o755)
+				}
+				os.WriteFile(filepath.Join(target, "locked"), []byte("was a file"), 0o644)
+			}
+			to.set("restore", []any{restore(store, "artifact", "a", ".", true)}).run().expect(outcomeExited, 0).expectNoWarnings()
+			os.Remove(filepath.Join(target, "sub/kept"))
+			for _, top := range []string{from.path("dist"), target} {
+				for _, existing := range []string{"", "sub"} { // their times are those of the moves into them
+					os.Chtimes(filepath.Join(top, existing), time.Unix(1e9, 0), time.Unix(1e9, 0))
+					os.Chmod(filepath.Join(top, existing), 0o755)
+				}
+			}
+			compareTrees(t, from.path("dist"), target)
+			var status syscall.Stat_t
+			if syscall.Stat(filepath.Join(target, "sparse"), &status); status.Blocks*512 > 2<<20 {
+				t.Errorf("the sparse file takes %d bytes", status.Blocks*512)
+			}
+			if syscall.Stat(filepath.Join(target, "locked/in/g"), &status); status.Nlink != 2 {
+				t.Errorf("the file has %d names", status.Nlink)
+			}
+			makeRemovableForTests(target)
+		})
+	}
+	makeRemovableForTests(from.dir)
+}
+
+// A folder of a lower layer that a file takes the place of.
+func TestReplacingADirectoryOfALowerLayer(t *testing.T) {
+	base := sandbox(t)
+	target := filepath.Join(base, "target")
+	defer grounds["an overlay"](t, target)()
+	if err := restoreHere(t, base, tarOf(t, file("d"), file("c"), file("locked")), ArchiveLimits{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := namesIn(t, target); got != "a c d e locked" {
+		t.Errorf("%s", got)
 	}
 }
