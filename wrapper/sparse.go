@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"syscall"
+	"time"
 )
 
 // Files with holes, in GNU's format 1.0 (archive/tar reads it, but does not write it): an extended header with the true name
@@ -21,6 +22,8 @@ const (
 	// worthSkipping: smaller holes are not worth an extended header.
 	worthSkipping = 64 << 10
 	mostSegments  = 10_000
+	// mostPlainID is the largest owner that a plain header can hold.
+	mostPlainID = 1<<21 - 1
 )
 
 // dataSegments lists where a file has data, or nil for a file without holes worth the trouble.
@@ -66,7 +69,12 @@ func (p *packer) sparse(file *os.File, header *tar.Header, segments []segment) e
 	}
 	records := paxRecord("GNU.sparse.major", "1") + paxRecord("GNU.sparse.minor", "0") +
 		paxRecord("GNU.sparse.name", header.Name) + paxRecord("GNU.sparse.realsize", strconv.FormatInt(header.Size, 10)) +
-		paxRecord("mtime", fmt.Sprintf("%d.%09d", header.ModTime.Unix(), header.ModTime.Nanosecond()))
+		paxRecord("mtime", paxTime(header.ModTime))
+	for key, id := range map[string]int{"uid": header.Uid, "gid": header.Gid} {
+		if id > mostPlainID {
+			records += paxRecord(key, strconv.Itoa(id))
+		}
+	}
 	list := sparseMap(segments)
 	size := int64(len(list))
 	for _, s := range segments {
@@ -141,6 +149,18 @@ func paxRecord(key, value string) string {
 		length = len(rest) + digits
 	}
 	return strconv.Itoa(length) + rest
+}
+
+// paxTime is seconds with a fraction; before 1970 both are negative, where time.Time counts the fraction forwards.
+func paxTime(at time.Time) string {
+	seconds, fraction, sign := at.Unix(), at.Nanosecond(), ""
+	if seconds < 0 {
+		sign, seconds = "-", -seconds
+		if fraction > 0 {
+			seconds, fraction = seconds-1, 1e9-fraction
+		}
+	}
+	return fmt.Sprintf("%s%d.%09d", sign, seconds, fraction)
 }
 
 func (p *packer) extendedHeader(records string) error {

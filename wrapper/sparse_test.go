@@ -160,3 +160,47 @@ func TestFileThatGrowsWhileItIsSaved(t *testing.T) {
 		t.Errorf("%d bytes of %d", len(text), len(whole))
 	}
 }
+
+// Owners and times that a plain header cannot hold come back, with holes as without.
+func TestAttributesOfFilesWithHoles(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root gives files away")
+	}
+	b := newBench(t, "true")
+	os.Mkdir(b.path("d"), 0o755)
+	for i, at := range []time.Time{time.Unix(0, 0), time.Unix(0, 5), time.Unix(-1, 500_000_000), time.Unix(-2, 500_000_000), time.Unix(-7, 0), time.Unix(1e9, 1), time.Unix(1<<33, 7), time.Unix(32503680000, 0)} {
+		for kind, size := range map[string]int64{"plain": 0, "sparse": 1 << 20} {
+			name := b.path(fmt.Sprintf("d/%s-%d", kind, i))
+			os.WriteFile(name, nil, 0o644)
+			if err := os.Truncate(name, size); err != nil {
+				t.Fatal(err)
+			}
+			id := []int{0, 1000, mostPlainID, mostPlainID + 1, 1000650000, 1<<31 - 5, 7, 8}[i]
+			if err := os.Chown(name, id, id+1); err != nil {
+				t.Fatal(err)
+			}
+			if err := setFileTime(name, at); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	compareTrees(t, b.path("d"), thereAndBack(t, b).path("d"))
+}
+
+// setFileTime sets a time that os.Chtimes, which counts nanoseconds, cannot.
+func setFileTime(name string, at time.Time) error {
+	file, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	return setTime(int(file.Fd()), "", at)
+}
+
+func TestPaxTime(t *testing.T) {
+	for want, at := range map[string]time.Time{"0.000000000": time.Unix(0, 0), "-1.500000000": time.Unix(-2, 500_000_000), "-0.500000000": time.Unix(-1, 500_000_000), "-7.000000000": time.Unix(-7, 0), "5.000000001": time.Unix(5, 1)} {
+		if got := paxTime(at); got != want {
+			t.Errorf("%v: %s, want %s", at, got, want)
+		}
+	}
+}

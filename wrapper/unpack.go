@@ -517,7 +517,7 @@ func directoryHeader(fields []string) *tar.Header {
 // setTime sets the modification time of an open file, or of a name in an open directory without following it.
 func setTime(fd int, name string, modified time.Time) error {
 	const atSymlinkNoFollow, omit = 0x100, 0x3ffffffe
-	times := [2]syscall.Timespec{{Nsec: omit}, syscall.NsecToTimespec(modified.UnixNano())}
+	times := [2]syscall.Timespec{{Nsec: omit}, {Sec: modified.Unix(), Nsec: int64(modified.Nanosecond())}} // UnixNano ends in 2262
 	if err := utimensat(fd, name, &times, atSymlinkNoFollow); err != nil && err != syscall.ENOSYS {
 		return fmt.Errorf("cannot set the time of %.200q: %w", name, err)
 	}
