@@ -27,10 +27,12 @@ type packer struct {
 	tar       *tar.Writer
 	under     *countingWriter
 	index     *indexWriter // nil: none is wanted
-	links     map[inode]string
-	names     *nameTable
-	judge     *linkJudge
-	buffer    []byte
+	links     map[inode]splitName
+
+	lastLinked string // the directory of the last of these
+	names      *nameTable
+	judge      *linkJudge
+	buffer     []byte
 
 	entries, files, bytes int64
 
@@ -39,6 +41,9 @@ type packer struct {
 
 // inode identifies a file, to find its other names.
 type inode struct{ device, number uint64 }
+
+// splitName is a name that shares its directory's with others: package stores have many files of several names.
+type splitName struct{ directory, name string }
 
 // countingWriter knows the place in the tar stream.
 type countingWriter struct {
@@ -59,7 +64,7 @@ func newPacker(ctx context.Context, to io.Writer, selected *selection, index *in
 	return &packer{
 		ctx: ctx, limits: limits, selection: selected, matched: make([]bool, len(selected.patterns)),
 		unmet: make([]string, len(selected.patterns)), tar: tar.NewWriter(under), under: under,
-		index: index, links: map[inode]string{}, names: newNameTable(), buffer: make([]byte, packBuffer),
+		index: index, links: map[inode]splitName{}, names: newNameTable(), buffer: make([]byte, packBuffer),
 	}
 }
 
@@ -117,20 +122,39 @@ func (p *packer) warn(format string, args ...any) {
 	}
 }
 
-// directory goes through one directory: all of it, or what the positions select.
+// namesAtOnce is how many names of one directory are held in memory.
+const namesAtOnce = 32_000
+
+// directory goes through one directory: all of it, or what the positions select. The order is that of the names, so that the same
+// tree makes the same archive.
 func (p *packer) directory(root *os.Root, prefix string, positions []position, all bool) error {
 	names, any := p.selection.names(positions)
-	if all || any {
+	if !all && !any {
+		sort.Strings(names)
+		return p.listed(root, prefix, slices.Compact(names), positions, all)
+	}
+	for after, more := "", true; more; {
 		var err error
-		if names, err = p.list(root, prefix); err != nil {
+		if names, more, err = p.list(root, prefix, after, namesAtOnce); err != nil {
 			return err
 		}
+		if err := p.listed(root, prefix, names, positions, all); err != nil {
+			return err
+		}
+		if more {
+			after = names[len(names)-1]
+		}
 	}
-	names = slices.DeleteFunc(names, func(name string) bool { return strings.HasPrefix(name, stagingPrefix) })
-	sort.Strings(names)
-	for _, name := range slices.Compact(names) {
+	return nil
+}
+
+func (p *packer) listed(root *os.Root, prefix string, names []string, positions []position, all bool) error {
+	for _, name := range names {
 		if err := p.ctx.Err(); err != nil {
 			return err
+		}
+		if strings.HasPrefix(name, stagingPrefix) {
+			continue
 		}
 		if err := p.entry(root, prefix, name, positions, all); err != nil {
 			return err
@@ -139,19 +163,51 @@ func (p *packer) directory(root *os.Root, prefix string, positions []position, a
 	return nil
 }
 
-func (p *packer) list(root *os.Root, prefix string) ([]string, error) {
+// list gives the names of a directory that come after one, in order: at most so many, and whether there are more.
+func (p *packer) list(root *os.Root, prefix, after string, most int) (names []string, more bool, err error) {
 	directory, err := root.Open(".")
 	if err == nil {
 		defer directory.Close()
-		var names []string
-		if names, err = directory.Readdirnames(-1); err == nil {
-			return names, nil
-		}
+		names, more, err = smallestNames(directory, after, most)
+	}
+	if err == nil {
+		return names, more, nil
 	}
 	if p.vanished(prefix, err) {
-		return nil, nil
+		return nil, false, nil
 	}
-	return nil, p.unreadable(prefix, err)
+	return nil, false, p.unreadable(prefix, err)
+}
+
+// smallestNames reads all names, and keeps few: of twice as many as are wanted the larger half is forgotten.
+func smallestNames(directory *os.File, after string, most int) (names []string, more bool, err error) {
+	bound := ""
+	halve := func() {
+		sort.Strings(names)
+		if len(names) > most {
+			clear(names[most:])
+			names, more = names[:most], true
+			bound = names[most-1]
+		}
+	}
+	for {
+		batch, err := directory.Readdirnames(batchOfNames)
+		for _, name := range batch {
+			if name <= after || more && name > bound {
+				continue
+			}
+			if names = append(names, name); len(names) == 2*most {
+				halve()
+			}
+		}
+		if err == io.EOF || err == nil && len(batch) == 0 {
+			halve()
+			return names, more, nil
+		}
+		if err != nil {
+			return nil, false, err
+		}
+	}
 }
 
 // vanished says whether something that was there a moment ago is gone, or became something else; what others take away while we save
@@ -395,9 +451,13 @@ func (p *packer) otherName(full string, info os.FileInfo) string {
 	}
 	id := inode{uint64(status.Dev), status.Ino}
 	if first, seen := p.links[id]; seen {
-		return first
+		return path.Join(first.directory, first.name)
 	}
-	p.links[id] = full
+	directory, name := path.Split(full)
+	if directory != p.lastLinked {
+		p.lastLinked = strings.Clone(directory)
+	}
+	p.links[id] = splitName{p.lastLinked, strings.Clone(name)}
 	return ""
 }
 

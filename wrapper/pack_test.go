@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -390,7 +391,38 @@ func TestWhatVanishesWhileItIsSaved(t *testing.T) {
 	defer root.Close()
 	os.Remove(base) // a directory that goes after it was entered
 	p := newPacker(t.Context(), io.Discard, &selection{}, nil, unlimited())
-	if names, err := p.list(root, "x"); err != nil || len(names) != 0 || len(p.warnings) != 1 {
+	if names, _, err := p.list(root, "x", "", 10); err != nil || len(names) != 0 || len(p.warnings) != 1 {
 		t.Errorf("%v, %q, %q", err, names, p.warnings)
+	}
+}
+
+// However few names are held at once, all come, once each and in order.
+func TestNamesInPortions(t *testing.T) {
+	base := t.TempDir()
+	var want []string
+	for i := range 1000 {
+		name := fmt.Sprintf("%03d", i*7%1000)
+		want = append(want, fmt.Sprintf("%03d", i))
+		os.WriteFile(filepath.Join(base, name), nil, 0o644)
+	}
+	root, err := os.OpenRoot(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	p := newPacker(t.Context(), io.Discard, &selection{}, nil, unlimited())
+	for _, most := range []int{1, 7, 333, 500, 999, 1000, 1001, 2000, 5000} {
+		var got []string
+		for after, more := "", true; more; {
+			var names []string
+			if names, more, err = p.list(root, "", after, most); err != nil || len(names) > most || more && len(names) < most {
+				t.Fatalf("%d at once: %d, %v", most, len(names), err)
+			}
+			got = append(got, names...)
+			after = got[len(got)-1]
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%d at once: %d names, %.20q", most, len(got), got)
+		}
 	}
 }

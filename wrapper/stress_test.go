@@ -76,6 +76,22 @@ func TestT52ManyDirectoriesWithFlatMemory(t *testing.T) {
 	}, 0)
 }
 
+// One folder with very many files, into a target that has the folder already: neither the moves nor the names may pile up.
+func TestT52FlatFolderWithFlatMemory(t *testing.T) {
+	_, files := stressSize()
+	if files > 1_000 {
+		files = 200_000
+	}
+	roundTripWithin(t, func(b *bench) {
+		os.Mkdir(b.path("d"), 0o755)
+		for i := range files {
+			if err := os.WriteFile(fmt.Sprintf("%s/%s%06d", b.path("d"), strings.Repeat("n", 120), i), nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}, int64(files))
+}
+
 func roundTripWithin(t *testing.T, fill func(*bench), files int64) {
 	s := newStore(t)
 	from := newBench(t, "true")
@@ -84,6 +100,9 @@ func roundTripWithin(t *testing.T, fill func(*bench), files int64) {
 	peak := peakOf(from.set("save", []any{with(spec, "index_upload", map[string]any{"put_url": s.url("index")})}))
 	from.expect(outcomeExited, 0).expectNoWarnings()
 	to := newBench(t, "true").set("restore", []any{restore(s, "cache", "big", ".", true)})
+	if os.Getenv("HUBFLOW_TEST_STRESS") != "" {
+		os.Mkdir(to.path("d"), 0o755) // what is moved into it is moved one by one
+	}
 	peakBack := peakOf(to)
 	to.expect(outcomeExited, 0).expectNoWarnings()
 	if to.result.Restored[0].Files != files {
