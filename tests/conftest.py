@@ -23,6 +23,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
+import hypothesis
 import pytest
 
 from shared.db.database import open_database
@@ -44,6 +45,11 @@ _PROGRAMS = {
     "registry": ("docker-registry",),
 }
 _LACKING = pytest.StashKey[dict[str, str]]()
+
+
+# How quick a generated example was says something of the machine only.
+hypothesis.settings.register_profile("hubflow", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("hubflow")
 
 
 def pytest_configure() -> None:
