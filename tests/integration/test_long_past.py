@@ -25,21 +25,33 @@ async def rows_read(database: Database, table: str) -> int:
     )
 
 
-@pytest.mark.parametrize(("states", "found"), [(["failed"], 3), (["timed_out"], 0), (["succeeded"], PAGE + 1)])
-async def test_a_page_of_runs_that_ended_in_one_way_reads_only_those(
-    database: str, states: list[str], found: int
+@pytest.mark.parametrize(
+    ("tenant", "workflow", "states", "found"),
+    [
+        ("acme", None, [], PAGE + 1),
+        ("acme", None, ["failed"], 3),
+        ("acme", None, ["timed_out"], 0),
+        ("acme", None, ["succeeded"], PAGE + 1),
+        ("acme", "rare", [], 3),
+        ("small", None, [], 2),
+    ],
+)
+async def test_a_page_of_runs_reads_only_what_it_shows(
+    database: str, tenant: str, workflow: str | None, states: list[str], found: int
 ) -> None:
     async with open_database(database, max_connections=1) as opened:
-        await opened.execute("INSERT INTO tenants (name) VALUES ('acme')")
-        for state, count in (("failed", 3), ("succeeded", MANY)):
+        await opened.execute("INSERT INTO tenants (name) VALUES ('acme'), ('small')")
+        for owner, name, state, count in (
+            ("small", "w", "succeeded", 2), ("acme", "rare", "failed", 3), ("acme", "w", "succeeded", MANY)
+        ):  # fmt: skip
             await opened.execute(
                 "INSERT INTO runs (id, tenant, workflow, version, trigger, state, finished_at) "
-                "SELECT gen_random_uuid(), 'acme', 'w', 1, '{}', $1, now() FROM generate_series(1, $2::int)",
-                state, count,
+                "SELECT gen_random_uuid(), $1, $2, 1, '{}', $3, now() FROM generate_series(1, $4::int)",
+                owner, name, state, count,
             )  # fmt: skip
         await opened.execute("ANALYZE runs")
         before = await rows_read(opened, "runs")
-        page = await runs.page(opened, "acme", None, states, PAGE, None)
+        page = await runs.page(opened, tenant, workflow, states, PAGE, None)
         read = await rows_read(opened, "runs") - before
         assert len(page) == found
         assert [row["number"] for row in page] == sorted((row["number"] for row in page), reverse=True)
