@@ -15,12 +15,12 @@ import (
 // replace moves away what is in the way: into the staging directory, else beside itself, else piece by piece.
 func (s *staging) replace(name string, there os.FileInfo) error {
 	s.count++
-	err := s.rename(name, fmt.Sprintf("%s/%d", s.old(), s.count))
+	err := s.rename(name, fmt.Sprintf("%s/%d", s.old(), s.count), there)
 	if !errors.Is(err, syscall.EXDEV) {
 		return err
 	}
 	beside := s.beside(name)
-	err = s.rename(name, beside)
+	err = s.rename(name, beside, there)
 	if !errors.Is(err, syscall.EXDEV) || !there.IsDir() {
 		return err
 	}
@@ -40,7 +40,7 @@ func (s *staging) moveTree(from, to string) error {
 		if err != nil {
 			return fmt.Errorf("cannot look at %s: %w", source, pathCause(err))
 		}
-		err = s.rename(source, target)
+		err = s.rename(source, target, info)
 		if errors.Is(err, syscall.EXDEV) && info.IsDir() {
 			return s.moveTree(source, target)
 		}
@@ -54,7 +54,7 @@ func (s *staging) moveTree(from, to string) error {
 
 // put moves what was unpacked to where nothing is, or copies it there.
 func (s *staging) put(source, target string, own os.FileInfo) error {
-	err := s.rename(source, target)
+	err := s.rename(source, target, own)
 	switch {
 	case !errors.Is(err, syscall.EXDEV):
 		return err
@@ -68,7 +68,7 @@ func (s *staging) put(source, target string, own os.FileInfo) error {
 	if err := s.copy(source, temporary, own); err != nil {
 		return fmt.Errorf("cannot copy %s into place: %w", target, linkCause(err))
 	}
-	if err := s.rename(temporary, target); err != nil {
+	if err := s.rename(temporary, target, own); err != nil {
 		return err
 	}
 	if id, names := inodeOf(own); names > 1 {

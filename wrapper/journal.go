@@ -36,11 +36,11 @@ func (s *staging) note(fields ...string) error {
 	return nil
 }
 
-// rename moves within a file system.
-func (s *staging) rename(from, to string) error {
+// rename moves something within a file system.
+func (s *staging) rename(from, to string, what os.FileInfo) error {
 	mode := ""
-	if info, err := s.root.Lstat(from); err == nil && info.IsDir() && info.Mode()&0o200 == 0 {
-		mode = modeText(info) // it holds its parent in "..", which only who may write to it can change
+	if what.IsDir() && what.Mode()&0o200 == 0 {
+		mode = modeText(what) // it holds its parent in "..", which only who may write to it can change
 	}
 	if err := s.note(noteRename, from, to, mode); err != nil {
 		return err

@@ -310,14 +310,14 @@ func (u *unpacker) makeDirectories(name string) error {
 	case nameCollides:
 		return refuse("the directory %.200q differs only in case or Unicode form from another entry of another kind", name)
 	}
-	return u.makeDirectory(name)
+	return u.makeDirectory(u.root, name, name)
 }
 
 // makeDirectory makes one, or finds it made: it may be in the archive after its content, or twice.
-func (u *unpacker) makeDirectory(name string) error {
-	err := u.root.Mkdir(name, 0o755)
+func (u *unpacker) makeDirectory(root *os.Root, at, name string) error {
+	err := root.Mkdir(at, 0o755)
 	if errors.Is(err, os.ErrExist) {
-		if there, err := u.root.Lstat(name); err == nil && there.IsDir() {
+		if there, err := root.Lstat(at); err == nil && there.IsDir() {
 			return nil
 		}
 		return refuse("%.200q is used as a directory but is something else", name)
@@ -329,7 +329,7 @@ func (u *unpacker) makeDirectory(name string) error {
 }
 
 func (u *unpacker) directory(name string, header *tar.Header) error {
-	if err := u.makeDirectory(name); err != nil {
+	if err := u.makeDirectory(u.parent, path.Base(name), name); err != nil {
 		return err
 	}
 	return u.later.add(laterDirectory, name, strconv.FormatInt(header.Mode, 8), strconv.Itoa(header.Uid), strconv.Itoa(header.Gid),
