@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -77,6 +78,8 @@ func usableCgroups(t *testing.T) (groups []*cgroup) {
 func TestControlGroupEndsWhoCannotBeFound(t *testing.T) {
 	for _, group := range usableCgroups(t) {
 		t.Run(fmt.Sprintf("unified %v", group.unified), func(t *testing.T) {
+			runtime.LockOSThread() // else threads that the runtime starts meanwhile are in the group, too, and freeze with it
+			defer runtime.UnlockOSThread()
 			dir := t.TempDir()
 			os.WriteFile(filepath.Join(dir, "hop"), []byte("echo >>hops; [ $(wc -c <hops) -gt 20000 ] || setsid sh ./hop & exit"), 0o644)
 			attributes := &syscall.ProcAttr{Dir: dir, Env: os.Environ(), Sys: &syscall.SysProcAttr{Setpgid: true}}

@@ -27,6 +27,11 @@ func TestMain(m *testing.M) {
 	if number := os.Getenv(actAsCatcher); number != "" {
 		os.Exit(catch(number))
 	}
+	// Under nohup, or in the background of a script, these are ignored, and so they would be by all that we start.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGQUIT)
+	if signal.Ignored(syscall.SIGINT) {
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGINT)
+	}
 	os.Exit(m.Run())
 }
 
