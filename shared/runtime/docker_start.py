@@ -32,6 +32,8 @@ from shared.states import Reason
 PULL_TIMEOUT = 1800.0
 START_TIMEOUT = 120.0
 HELPER_AGE = 600.0
+GIVE_WAY = 0.2
+"""Seconds that a name which has become free is left to whoever freed it."""
 _HOPELESS = (
     "not found", "manifest unknown", "denied", "unauthorized", "authentication required", "no basic auth",
     "no matching manifest", "no such host", "does not exist", "invalid reference", "must be lowercase",
@@ -240,7 +242,10 @@ class Starter:
             return False
         if not unstarted(found):
             return True
-        if not await self.changed(found["Id"], self._takeover_after) and await self.delete_unstarted(found["Id"]):
+        if await self.changed(found["Id"], self._takeover_after):
+            # Whoever gives a name up takes it again at once, for the container itself: two would snatch it from each other.
+            await asyncio.sleep(GIVE_WAY)
+        elif await self.delete_unstarted(found["Id"]):
             _log.warning("container taken over", container=name)
         return False
 

@@ -14,7 +14,7 @@ from shared.oci import open_registry_client, parse_reference
 from shared.runtime import kubernetes_body as body
 from shared.runtime.kubernetes import KubernetesRuntime
 from shared.runtime.protocol import Phase, Resources
-from tests.cluster import NODE_ADDRESS, REFUSING_REGISTRY, REGISTRY
+from tests.cluster import NODE, NODE_ADDRESS, REFUSING_REGISTRY, REGISTRY
 from tests.cluster.images import job_images
 from tests.cluster.nodes import node
 from tests.contract.runtime_places import Watcher, kubernetes_config, new_name, read, spec
@@ -265,7 +265,10 @@ async def test_t05_a_lost_node_is_told_as_lost(kubernetes_place, cluster):
             assert await runtime.inspect(name) is None
         finally:
             await cluster.own.start("kubelet")
-        # Work goes on once the node is back.
+        # Work goes on once the node is back: until then its taints end whatever tolerates them for a second only.
+        async with asyncio.timeout(120):
+            while (await kubernetes_place.cluster("GET", f"/api/v1/nodes/{NODE}"))["spec"].get("taints"):
+                await asyncio.sleep(0.2)
         again = new_name()
         await runtime.start(spec(again, "true"))
         assert (await watcher.until(again, Phase.FINISHED, timeout=60)).exit_code == 0
