@@ -337,3 +337,25 @@ func TestTheNextWrapperEndsWhatAKilledOneHasLeft(t *testing.T) {
 		return err != nil || strings.Contains(string(status), ") Z ")
 	})
 }
+
+// Spaces behind a value are no part of it, however many they are and however the stream was cut.
+func TestSpacesBehindALargeValue(t *testing.T) {
+	limits := OutputLimits{ValueBytes: 65536, Keys: 10, TotalBytes: 1 << 20}
+	for _, spaces := range []int{0, 100, lineSlack - 20, lineSlack + 1, 3 * lineSlack} {
+		for _, end := range []string{"\n", "\r\n", ""} {
+			for value, fits := range map[string]bool{strings.Repeat("v", 65536): true, strings.Repeat("v", 65537): false} {
+				line := "[JOB_OUT] K = " + value + strings.Repeat(" ", spaces) + end
+				for _, piece := range []int{len(line), 1000, 65536} {
+					scanner := newOutputScanner(nil, limits)
+					for at := 0; at < len(line); at += piece {
+						_, _ = scanner.Write([]byte(line[at:min(at+piece, len(line))]))
+					}
+					_ = scanner.Close()
+					if violation := scanner.collected(nil).violation(); (violation == "") != fits {
+						t.Errorf("%d bytes, %d spaces, %q, in pieces of %d: %q", len(value), spaces, end, piece, violation)
+					}
+				}
+			}
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sort"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -27,7 +28,9 @@ type outputScanner struct {
 	odd       []string // what lines with a tag at their start were, that set nothing
 	line      []byte   // the unfinished line, or what of it may still matter
 	midLine   bool     // the beginning of `line` was thrown away, so no tag in it is at the line's start
-	overlong  int      // bytes of a tagged line beyond lineLimit that were counted but not kept
+	cut       bool     // a tagged line is longer than lineLimit; what is beyond is counted, not kept
+	beyond    int      // bytes beyond
+	overlong  int      // of these, without the spaces at their end
 }
 
 func newOutputScanner(declared []string, limits OutputLimits) *outputScanner {
@@ -82,13 +85,13 @@ func (s *outputScanner) Close() error {
 
 func (s *outputScanner) endLine() {
 	s.finish(s.line)
-	s.line, s.midLine, s.overlong = s.line[:0], false, 0
+	s.line, s.midLine, s.cut, s.beyond, s.overlong = s.line[:0], false, false, 0, 0
 }
 
 // keep appends to the unfinished line, within bounds however long the line is.
 func (s *outputScanner) keep(piece []byte) {
-	if s.overlong > 0 {
-		s.overlong += len(piece)
+	if s.cut {
+		s.count(piece)
 		return
 	}
 	s.line = append(s.line, piece...)
@@ -107,9 +110,18 @@ func (s *outputScanner) keep(piece []byte) {
 		s.line = append(s.line[:0], s.line[at:]...)
 	}
 	if len(s.line) > s.lineLimit {
-		s.overlong = len(s.line) - s.lineLimit
+		s.cut = true
+		s.count(s.line[s.lineLimit:])
 		s.line = s.line[:s.lineLimit]
 	}
+}
+
+// count takes what is not kept. Spaces behind a value are no part of it, however many.
+func (s *outputScanner) count(piece []byte) {
+	if text := bytes.TrimRightFunc(piece, unicode.IsSpace); len(text) > 0 {
+		s.overlong = s.beyond + len(text)
+	}
+	s.beyond += len(piece)
 }
 
 // finish judges one whole line.
