@@ -258,21 +258,8 @@ func TestRunningFileComesBack(t *testing.T) {
 
 // In the background a job has no terminal to take; in front again it gets it.
 func TestTerminalIsNotTakenFromTheBackground(t *testing.T) {
-	bash, err := exec.LookPath("bash")
-	if err != nil {
-		t.Skip("needs bash")
-	}
-	s := newScreen(t)
 	b := shell(t, "touch started; read line; echo child got $line; exit 3").set("stdin", "pass")
-	b.prepare()
-	outer := s.leads(exec.Command(bash, "--norc", "-i"))
-	outer.Env = append(b.cmd.Env, "PS1=outer> ")
-	outer.Dir = b.dir
-	if err := outer.Start(); err != nil {
-		t.Fatal(err)
-	}
-	s.shows("outer> ")
-	s.typed(fmt.Sprintf("%s run %s &\n", b.cmd.Path, b.cmd.Args[2]))
+	s, over := behindBash(b, " &")
 	waitForFile(t, b.path("started"))
 	s.typed("echo outer $((40+2))\n")
 	s.shows("outer 42")
@@ -281,25 +268,12 @@ func TestTerminalIsNotTakenFromTheBackground(t *testing.T) {
 	s.shows("child got a word")
 	s.typed("echo status $?; exit\n")
 	s.shows("status 3")
-	_ = outer.Wait()
+	over()
 }
 
 func TestCtrlZOfAJobWithoutTheTerminal(t *testing.T) {
-	bash, err := exec.LookPath("bash")
-	if err != nil {
-		t.Skip("needs bash")
-	}
-	s := newScreen(t)
 	b := shell(t, "touch started; while ! [ -e go ]; do sleep 0.01; done; exit 3")
-	b.prepare()
-	outer := s.leads(exec.Command(bash, "--norc", "-i"))
-	outer.Env = append(b.cmd.Env, "PS1=outer> ")
-	outer.Dir = b.dir
-	if err := outer.Start(); err != nil {
-		t.Fatal(err)
-	}
-	s.shows("outer> ")
-	s.typed(fmt.Sprintf("%s run %s\n", b.cmd.Path, b.cmd.Args[2]))
+	s, over := behindBash(b, "")
 	waitForFile(t, b.path("started"))
 	s.typed("\x1a")
 	s.shows("Stopped")
@@ -307,7 +281,7 @@ func TestCtrlZOfAJobWithoutTheTerminal(t *testing.T) {
 	s.shows("outer 42")
 	s.typed("touch go; fg; echo status $?; exit\n")
 	s.shows("status 3")
-	_ = outer.Wait()
+	over()
 }
 
 func TestVeryShortTimeLimitIsOne(t *testing.T) {

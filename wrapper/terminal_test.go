@@ -168,23 +168,30 @@ func TestKeysAndWindowReachTheChild(t *testing.T) {
 	}
 }
 
-// In front of an ordinary shell the wrapper stops and goes on with its child.
-func TestSuspendedInFrontOfAShell(t *testing.T) {
+// behindBash types the job's command line, with `suffix`, into an interactive shell. `over` waits for the shell's end.
+func behindBash(b *bench, suffix string) (s *screen, over func()) {
+	b.t.Helper()
 	bash, err := exec.LookPath("bash")
 	if err != nil {
-		t.Skip("needs bash")
+		b.t.Skip("needs bash")
 	}
-	s := newScreen(t)
-	b := shell(t, "echo child is ready; read line; echo child got $line; exit 3").set("stdin", "pass")
+	s = newScreen(b.t.(*testing.T))
 	b.prepare()
 	outer := s.leads(exec.Command(bash, "--norc", "-i"))
 	outer.Env = append(b.cmd.Env, "PS1=outer> ")
 	outer.Dir = b.dir
 	if err := outer.Start(); err != nil {
-		t.Fatal(err)
+		b.t.Fatal(err)
 	}
 	s.shows("outer> ")
-	s.typed(fmt.Sprintf("%s run %s\n", b.cmd.Path, b.cmd.Args[2]))
+	s.typed(fmt.Sprintf("%s run %s%s\n", b.cmd.Path, b.cmd.Args[2], suffix))
+	return s, func() { _ = outer.Wait() }
+}
+
+// In front of an ordinary shell the wrapper stops and goes on with its child.
+func TestSuspendedInFrontOfAShell(t *testing.T) {
+	b := shell(t, "echo child is ready; read line; echo child got $line; exit 3").set("stdin", "pass")
+	s, over := behindBash(b, "")
 	s.shows("child is ready")
 	s.typed("\x1a")
 	s.shows("Stopped")
@@ -195,7 +202,7 @@ func TestSuspendedInFrontOfAShell(t *testing.T) {
 	s.shows("child got a word")
 	s.typed("echo status $?; exit\n")
 	s.shows("status 3")
-	_ = outer.Wait()
+	over()
 	if raw, _ := os.ReadFile(b.path("result.json")); !strings.Contains(string(raw), `"outcome":"exited","exit_code":3`) {
 		t.Errorf("%s", raw)
 	}

@@ -12,6 +12,8 @@ import asyncpg
 from bench.growth.place import Place, opened, used
 
 AT_ONCE = 200
+COUNTS_ARE_LATE = 6.0
+"""Seconds: RabbitMQ gathers its counts every five, PostgreSQL's connections hand theirs over within one."""
 
 
 async def measure(folder: Path, rounds: int) -> dict[str, Any]:
@@ -35,8 +37,8 @@ async def measure(folder: Path, rounds: int) -> dict[str, Any]:
 
 
 async def _counts(connection: asyncpg.Connection, place: Place) -> Mapping[str, float]:
-    # What services still do after a run is over belongs to it; PostgreSQL and RabbitMQ tell their counts late.
-    await asyncio.sleep(6)
+    # What services still do after a run is over belongs to it; and nothing tells when a count is up to date.
+    await asyncio.sleep(COUNTS_ARE_LATE)
     row = await connection.fetchrow(
         "SELECT (SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()) AS commits, "
         "(SELECT sum(calls) FROM pg_stat_statements WHERE toplevel) AS round_trips, "

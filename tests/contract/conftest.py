@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 
-from tests.contract.runtime_places import Place, build_wrapper, clean, clean_kubernetes, load_images
+from tests.contract.runtime_places import Place, Watcher, build_wrapper, clean, clean_kubernetes, load_images
 from tests.servers import missing
 from tests.servers.kubernetes import missing as missing_kubernetes
 
@@ -47,3 +47,19 @@ async def docker_place(docker_host, wrapper):
     installation = f"test-{uuid.uuid4().hex[:8]}"
     yield Place("docker", docker_host, str(wrapper), installation)
     await clean(docker_host, installation)
+
+
+# Of the `place` that each suite has.
+
+
+@pytest.fixture
+async def runtime(place):
+    async with place.opened() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def watcher(runtime):
+    watching = Watcher(runtime)
+    yield watching
+    await watching.close()

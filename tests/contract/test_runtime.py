@@ -42,19 +42,6 @@ def place(request, wrapper, tmp_path):
     return Place("process", str(tmp_path / "root"), str(wrapper), "")
 
 
-@pytest.fixture
-async def runtime(place):
-    async with place.opened() as opened:
-        yield opened
-
-
-@pytest.fixture
-async def watcher(runtime):
-    watching = Watcher(runtime)
-    yield watching
-    await watching.close()
-
-
 async def line(process):
     return (await asyncio.to_thread(process.stdout.readline)).strip()
 

@@ -26,19 +26,6 @@ def place(request):
     return request.getfixturevalue(f"{request.param}_place")
 
 
-@pytest.fixture
-async def runtime(place):
-    async with place.opened() as opened:
-        yield opened
-
-
-@pytest.fixture
-async def watcher(runtime):
-    watching = Watcher(runtime)
-    yield watching
-    await watching.close()
-
-
 def service(place: Place, script: str, name: str = "db", **more) -> ServiceSpec:
     image = IMAGE if place.kind == "docker" else f"{place.wrapper}/job:1"
     return ServiceSpec(name, image, ("sh", "-c", script), **more)
