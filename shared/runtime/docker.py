@@ -18,7 +18,7 @@ from typing import Any
 from shared.errors import PermanentError, TemporaryError
 from shared.runtime import docker_body as body
 from shared.runtime.docker_read import Reader
-from shared.runtime.docker_start import Starter, unstarted
+from shared.runtime.docker_start import GIVE_WAY, Starter, unstarted
 from shared.runtime.docker_watch import Watch
 from shared.runtime.engine import Engine, EngineError, demultiplexed
 from shared.runtime.protocol import ContainerSpec, Observation
@@ -59,8 +59,13 @@ class DockerRuntime:
 
     async def stop(self, name: str, grace: float) -> None:
         """See the protocol. The engine sees to the KILL, whatever becomes of us."""
+        beaten = False
         for _ in range(20):
             found = await self._starter.find(name)
+            if found is None and beaten:
+                # The engine gives a name away before the new container can be found: to a start that overtook us.
+                await asyncio.sleep(GIVE_WAY)
+                continue
             if found is None or found["State"]["Status"] not in {"created", "running", "paused", "restarting"}:
                 return
             identity = found["Id"]
@@ -76,6 +81,7 @@ class DockerRuntime:
                 if _has_services(found):
                     await self._starter.services.remove(name)
                 return
+            beaten = True
         raise TemporaryError(f"container {name} is being started again and again; stop it once more")
 
     async def _stop_running(self, identity: str, grace: float) -> None:
