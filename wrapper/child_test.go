@@ -147,7 +147,7 @@ func TestStdinIsPassedWhereAsked(t *testing.T) {
 func TestSignalsReachTheWholeGroup(t *testing.T) {
 	for name, number := range map[string]syscall.Signal{
 		"HUP": syscall.SIGHUP, "INT": syscall.SIGINT, "QUIT": syscall.SIGQUIT, "USR1": syscall.SIGUSR1, "USR2": syscall.SIGUSR2,
-		"TERM": syscall.SIGTERM, "WINCH": syscall.SIGWINCH,
+		"TERM": syscall.SIGTERM, "WINCH": syscall.SIGWINCH, "ALRM": syscall.SIGALRM, "SEGV": syscall.SIGSEGV, "RTMIN+3": 37,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -164,6 +164,27 @@ func TestSignalsReachTheWholeGroup(t *testing.T) {
 			b.expect(outcome, 9)
 		})
 	}
+}
+
+func TestSignalsOfTheCLibraryReachTheChild(t *testing.T) {
+	for number := syscall.Signal(32); number <= 34; number++ {
+		shell(t, "touch ready; exec sleep 60").start().signalWhen("ready", number).wait().expect(outcomeSignaled, 128+int(number))
+	}
+}
+
+func TestFaultsOfOursStillPanic(t *testing.T) {
+	caught, err := catchSignals([]syscall.Signal{syscall.SIGSEGV})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer caught.Close()
+	defer func() {
+		if fault := recover(); fault == nil {
+			t.Error("no panic")
+		}
+	}()
+	var nobody *child
+	nobody.pid = 1
 }
 
 func TestStopIsForwardedAndMirrored(t *testing.T) {

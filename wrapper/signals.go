@@ -12,9 +12,8 @@ import (
 // signalRelay hands every signal that reaches the wrapper on to the child's process group, and remembers when it was told
 // to end. It is set up before anything else: the kernel drops signals that a PID 1 has no handler for.
 type signalRelay struct {
-	incoming chan os.Signal
-	stops    chan os.Signal // TERM and INT on their own, since a channel that is full loses what comes
-	stopped  chan struct{}  // closed at the first TERM or INT
+	stops   chan os.Signal // TERM and INT on their own, since a pipe that is full loses what comes
+	stopped chan struct{}  // closed at the first TERM or INT
 
 	mu         sync.Mutex
 	group      int            // 0 = no child
@@ -24,26 +23,43 @@ type signalRelay struct {
 }
 
 func watchSignals() *signalRelay {
-	relay := &signalRelay{incoming: make(chan os.Signal, 64), stops: make(chan os.Signal, 8), stopped: make(chan struct{})}
-	nohup := signal.Ignored(syscall.SIGHUP)
-	signal.Notify(relay.incoming) // all of them
-	signal.Notify(relay.stops, syscall.SIGTERM, syscall.SIGINT)
-	if nohup { // whoever started us wants the job to outlive the terminal
-		signal.Ignore(syscall.SIGHUP)
-	}
+	relay := &signalRelay{stops: make(chan os.Signal, 8), stopped: make(chan struct{})}
+	// SIGPIPE as well: without it a write to a log that nobody reads any more would end us.
+	signal.Notify(relay.stops, syscall.SIGTERM, syscall.SIGINT, syscall.SIGPIPE)
 	go func() {
-		for {
-			select {
-			case received := <-relay.stops:
-				relay.handle(received)
-			case received := <-relay.incoming:
-				if received != syscall.SIGTERM && received != syscall.SIGINT {
-					relay.handle(received)
-				}
-			}
+		for received := range relay.stops {
+			relay.handle(received.(syscall.Signal))
 		}
 	}()
+	if caught, err := catchSignals(relayed()); err == nil {
+		go func() {
+			numbers := make([]byte, 512)
+			for {
+				n, err := caught.Read(numbers)
+				for _, number := range numbers[:n] {
+					relay.handle(syscall.Signal(number))
+				}
+				if err != nil {
+					return
+				}
+			}
+		}()
+	}
 	return relay
+}
+
+// relayed lists the signals that are handed on and mean nothing to us.
+func relayed() (numbers []syscall.Signal) {
+	for number := syscall.Signal(1); number <= numberOfSignals; number++ {
+		switch {
+		case number == syscall.SIGKILL || number == syscall.SIGSTOP || ours(number):
+		case number == syscall.SIGTERM || number == syscall.SIGINT:
+		case number == syscall.SIGHUP && signal.Ignored(number): // whoever started us wants the job to outlive the terminal
+		default:
+			numbers = append(numbers, number)
+		}
+	}
+	return numbers
 }
 
 // context ends when the grace after a stop from outside is nearly over, so that the result can still be written.
@@ -73,9 +89,8 @@ func ours(number syscall.Signal) bool {
 	return number == syscall.SIGCHLD || number == syscall.SIGURG || number == syscall.SIGPIPE
 }
 
-func (r *signalRelay) handle(received os.Signal) {
-	number, ok := received.(syscall.Signal)
-	if !ok || ours(number) {
+func (r *signalRelay) handle(number syscall.Signal) {
+	if ours(number) {
 		return
 	}
 	r.mu.Lock()
