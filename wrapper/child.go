@@ -79,6 +79,7 @@ func startChild(path string, args, env []string, passStdin bool, sink *copier) (
 // every dead process: orphans of the container come to us as PID 1, elsewhere as the subreaper.
 func (c *child) startAndReap(path string, args []string, attributes *syscall.ProcAttr, started chan<- error) {
 	runtime.LockOSThread()
+	restoreTimers()
 	pid, err := c.group.start(attributes, func() (int, error) { return syscall.ForkExec(path, args, attributes) })
 	c.pid = pid
 	started <- err

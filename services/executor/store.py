@@ -78,7 +78,7 @@ WITH given AS (
 SELECT r.ids, r.seqs, u.unwanted FROM (SELECT array_agg(id) AS ids, array_agg(seq) AS seqs FROM recorded) r, (
     SELECT array_agg(a.container) AS unwanted FROM attempts a JOIN given g ON g.container = a.container
     WHERE a.stop_requested_at IS NOT NULL
-        OR EXISTS (SELECT FROM attempt_outcomes o WHERE o.container = a.container AND o.finished_at IS NOT NULL)
+        OR (SELECT o.finished_at FROM attempt_outcomes o WHERE o.container = a.container) IS NOT NULL
 ) u
 """  # noqa: S608 - constants
 

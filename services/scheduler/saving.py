@@ -81,7 +81,9 @@ WITH {_given()}, locked AS (
     -- In the order of their ids, so that two batches never wait for one another in a circle.
     SELECT r.id FROM runs r JOIN given n ON n.id = r.id JOIN tenants t ON t.name = r.tenant
     WHERE r.xmin::text = n.revision AND (NOT ${_FREE} OR t.quota = '{{}}')
-        AND NOT EXISTS (SELECT FROM heard h JOIN inbox i ON i.consumer = 'scheduler' AND i.event = h.event WHERE h.run = r.id)
+        -- (a scalar subquery is looked up for each event; what is joined may be read whole)
+        AND NOT EXISTS (SELECT FROM heard h WHERE h.run = r.id
+            AND (SELECT i.event FROM inbox i WHERE i.consumer = 'scheduler' AND i.event = h.event) IS NOT NULL)
     ORDER BY r.id FOR NO KEY UPDATE OF r
 ), moved AS (
     UPDATE runs r SET {_RUN_CHANGES} FROM given n JOIN locked l ON l.id = n.id WHERE r.id = n.id

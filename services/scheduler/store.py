@@ -85,9 +85,10 @@ class Plans:
         return self._plans[key]
 
 
+# Not "finished_at IS NULL", which would tempt PostgreSQL to go through all runs that are not over.
 _LOOK = f"""
 SELECT {_RUN_COLUMNS}, r.xmin::text AS revision, t.quota, EXISTS (SELECT FROM stages s WHERE s.run = r.id) AS begun
-FROM runs r JOIN tenants t ON t.name = r.tenant WHERE r.id = ANY ($1) AND r.finished_at IS NULL ORDER BY r.id
+FROM runs r JOIN tenants t ON t.name = r.tenant WHERE r.id = ANY ($1) AND coalesce(r.finished_at, 'infinity') = 'infinity' ORDER BY r.id
 """  # noqa: S608 - constants
 
 

@@ -57,6 +57,9 @@ _SESSION = {
     "plan_cache_mode": "force_generic_plan",
     # And it may be made while the tables are nearly empty, of which it must not keep the habit: rows are found by an index.
     "enable_seqscan": "off",
+    # Nor may a join read a whole index to find the few rows of a batch, which it takes for cheap while the tables are small.
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
     "jit": "off",
     # A process whose machine or network has gone without a word leaves its transaction behind, with the locks of runs that
     # nobody else could touch until TCP gives up, which takes PostgreSQL two hours by default.

@@ -29,8 +29,8 @@ SWEEP_INTERVAL = 1.0
 SWEEP_AGE = 5.0
 """Seconds after which an event that nobody has marked as sent counts as left behind."""
 SWEEP_LIMIT = 1000
-MARK_INTERVAL = 0.02
-"""Seconds to gather sent events before they are marked together."""
+MARK_INTERVAL = 0.1
+"""Seconds to gather sent events before they are marked together. (After a crash, what was not marked is sent once more.)"""
 
 _log = get_logger("outbox")
 
@@ -73,7 +73,8 @@ UPDATE events SET claimed_at = now() WHERE id IN (
 ) RETURNING id, tenant, type, seq, body
 """
 
-_MARK = "UPDATE events SET sent_at = now() WHERE id = ANY ($1::uuid[]) AND sent_at IS NULL"
+# Without "and not sent yet", which would tempt PostgreSQL to look through all that was ever not sent.
+_MARK = "UPDATE events SET sent_at = now() WHERE id = ANY ($1::uuid[])"
 
 
 async def record(connection: Any, events: Sequence[Event]) -> list[Message]:

@@ -26,6 +26,7 @@ Everything here is synchronous and takes well under a millisecond, except what s
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import json
@@ -54,6 +55,14 @@ _log = logging.getLogger(__name__)
 _FLOCK = struct.Struct("@hhqqi4x")
 _JOB = re.compile(r"(.+)/job\.([0-9a-f]{32})\.json")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
+_PR_SET_TIMERSLACK = 29
+_TIMER_SLACK = 50_000
+_LAZY_TIMER_SLACK = 2_000_000
+"""Nanoseconds: the kernel's default, and what a wrapper is born with."""
+_prctl = ctypes.PyDLL(None).prctl
+"""Without letting another thread run: it takes less time than to get the turn back."""
 
 
 class LockTakenError(Exception):
@@ -241,24 +250,43 @@ def spawn(container: Container, wrapper: Path, environment: Mapping[str, str]) -
     output = os.open(f"{folder}/log", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
     words = os.open(f"{folder}/wrapper.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        pid = os.posix_spawn(
-            wrapper,
-            [wrapper.name, "run", container.job],
-            {**environment, COOKIE: container.cookie},
-            file_actions=[
-                (os.POSIX_SPAWN_DUP2, alive, 0),
-                (os.POSIX_SPAWN_DUP2, output, 1),
-                (os.POSIX_SPAWN_DUP2, words, 2),
-            ],
-            setsid=True,
-            setsigmask=[],
-            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD],
-        )
+        with _lazy_timers():
+            pid = os.posix_spawn(
+                wrapper,
+                [wrapper.name, "run", container.job],
+                {**environment, COOKIE: container.cookie},
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, alive, 0),
+                    (os.POSIX_SPAWN_DUP2, output, 1),
+                    (os.POSIX_SPAWN_DUP2, words, 2),
+                ],
+                setsid=True,
+                setsigmask=[],
+                setsigdef=[
+                    signal.SIGPIPE,
+                    signal.SIGXFSZ,
+                    signal.SIGHUP,
+                    signal.SIGINT,
+                    signal.SIGTERM,
+                    signal.SIGCHLD,
+                ],
+            )
     finally:
         for descriptor in (alive, output, words):
             os.close(descriptor)
     _write_json(f"{folder}/pid", {"pid": pid})
     return pid
+
+
+@contextmanager
+def _lazy_timers() -> Iterator[None]:
+    """What is born meanwhile has imprecise timers. The scheduler of Go's runtime looks around every 20 µs when it begins, which
+    is a fifth of the processor time of a short job; with these it looks every 2 ms. The wrapper gives its job precise ones."""
+    _prctl(_PR_SET_TIMERSLACK, _LAZY_TIMER_SLACK, 0, 0, 0)
+    try:
+        yield
+    finally:
+        _prctl(_PR_SET_TIMERSLACK, _TIMER_SLACK, 0, 0, 0)
 
 
 def request_stop(container: Container, grace: float) -> None:

@@ -7,8 +7,14 @@ import uuid
 import pytest
 
 from services.console.store import runs
+from services.executor.store import note_submitted
 from shared.clock import new_id
+from shared.db import outbox
 from shared.db.database import Database, open_database
+from shared.events import JobReady, JobSubmitted
+from shared.outcomes import Outcome, record_outcomes
+from shared.runtime.protocol import container_name
+from tests.integration.scheduling import Scheduling
 
 MANY = 20_000
 PAGE = 50
@@ -77,3 +83,50 @@ async def test_who_cancelled_a_run_is_found_among_all_that_was_ever_done(databas
         assert cancel is not None
         assert cancel["actor"] == "token:b"
         assert await rows_read(opened, "audit") - before == 1
+
+
+LIFE = """
+name: w
+stages: [{name: s, jobs: [{name: j, script: "true"}]}]
+"""
+TABLES = ["runs", "stages", "jobs", "attempts", "attempt_outcomes", "events", "inbox", "run_counters"]
+
+
+async def one_life(scheduling: Scheduling) -> dict[str, int]:
+    """Take a run from its start to its end with the statements that the services use; rows read of each table."""
+    database = scheduling.database
+    before = {table: await rows_read(database, table) for table in TABLES}
+    run = await scheduling.start("w")
+    [ready] = await scheduling.told(run, JobReady)
+    container = container_name(str(run), "j", 1)
+    place = {"tenant": "acme", "run": run, "stage": "s", "job": "j", "attempt": 1}
+    await note_submitted(database, {container: JobSubmitted(**place, container=container)})
+    async with database.transaction() as tx:
+        assert await record_outcomes(tx, [Outcome(container=container, state="succeeded")]) == {container}
+    await scheduling.finish(run, "j")
+    await database.execute(outbox._MARK, [ready.id])
+    tree = await runs.tree(database, "acme", runs.RunRef.of(run))
+    assert tree is not None
+    assert tree["state"] == "succeeded"
+    return {table: await rows_read(database, table) - before[table] for table in TABLES}
+
+
+async def test_plans_made_while_the_tables_were_empty_read_no_more_when_they_are_full(database: str) -> None:
+    async with open_database(database, max_connections=1) as opened:  # a connection keeps its plans
+        scheduling = Scheduling(opened)
+        await scheduling.tenant()
+        await scheduling.workflow(LIFE)
+        await one_life(scheduling)
+        few = await one_life(scheduling)
+        for _ in range(30):
+            await scheduling.start("w")
+            await opened.execute(
+                "INSERT INTO inbox (consumer, event) SELECT c, gen_random_uuid() "
+                "FROM unnest(ARRAY['scheduler', 'executor']) c, generate_series(1, 100)"
+            )
+            await opened.execute(
+                "INSERT INTO events (id, tenant, type, body) SELECT gen_random_uuid(), 'acme', 'test', '\\x80' "
+                "FROM generate_series(1, 100)"
+            )
+        many = await one_life(scheduling)
+    assert {table: many[table] - few[table] for table in TABLES if many[table] > few[table] + 5} == {}
