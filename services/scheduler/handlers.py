@@ -221,6 +221,8 @@ async def run_admission(context: Context) -> None:
 async def admit_waiting(context: Context, tenants: set[str] | None) -> bool:
     """One look at what waits. Whether something was let in, so that it is worth while to look again."""
     async with context.database.connection() as connection:
+        if context.settings.max_jobs and await store.active_jobs(connection) >= context.settings.max_jobs:
+            return False
         ids = await store.runs_waiting(connection, None if tenants is None else sorted(tenants), PASS_LIMIT)
     if not ids:
         return False
@@ -340,6 +342,7 @@ async def _admit_jobs(
 ) -> None:
     """Eligible jobs in the order of the runs; a job that ends at once may make others eligible, so go on until calm."""
     room = await _room(tx, context, work, ours_first=ours_first)
+    served: set[str] = set()
     moved = True
     while moved:
         moved = False
@@ -360,11 +363,15 @@ async def _admit_jobs(
                 )
             if names:
                 moved = True
-                room = None if room is None else room - len(names)
+                if room is not None:
+                    room -= len(names)
+                    served.add(run.tenant)
                 work.take(core.admit_jobs(run, names, context.clock.now(), work.evaluate[id]))
             run = work.now[id]
             if held and (rest := [name for name in run.eligible if run.jobs[name].message != held.message]):
                 work.take(core.hold_jobs(run, rest, held.reason, held.message))
+    if served:
+        await store.note_served(tx.connection, served)
 
 
 async def _room(tx: Transaction, context: Context, work: _Work, *, ours_first: bool) -> int | None:

@@ -88,7 +88,8 @@ class Plans:
 # Not "finished_at IS NULL", which would tempt PostgreSQL to go through all runs that are not over.
 _LOOK = f"""
 SELECT {_RUN_COLUMNS}, r.xmin::text AS revision, t.quota, EXISTS (SELECT FROM stages s WHERE s.run = r.id) AS begun
-FROM runs r JOIN tenants t ON t.name = r.tenant WHERE r.id = ANY ($1) AND coalesce(r.finished_at, 'infinity') = 'infinity' ORDER BY r.id
+FROM runs r JOIN tenants t ON t.name = r.tenant
+WHERE r.id = ANY ($1) AND coalesce(r.finished_at, 'infinity') = 'infinity' ORDER BY r.id
 """  # noqa: S608 - constants
 
 
@@ -210,7 +211,8 @@ async def group_members(connection: Any, tenant: str, group: str) -> list[Any]:
 
 
 async def runs_waiting(connection: Any, tenants: Sequence[str] | None, limit: int) -> list[uuid.UUID]:
-    """Runs that wait to be let in, or have jobs that do, in fair order: tenants take turns, those that hold least first.
+    """Runs that wait to be let in, or have jobs that do, in fair order: tenants take turns, those that hold least first, and of
+    these the one that was served longest ago: a newcomer is before all who have ever had a turn.
 
     `tenants` None: of all.
     """
@@ -223,15 +225,20 @@ async def runs_waiting(connection: Any, tenants: Sequence[str] | None, limit: in
                 OR r.id IN (SELECT run FROM jobs j WHERE j.eligible_at IS NOT NULL AND j.state = 'waiting'
                     AND ($1::text[] IS NULL OR j.tenant = ANY ($1))))
         )
-        SELECT w.id FROM waiting w LEFT JOIN (
+        SELECT w.id FROM waiting w JOIN tenants t ON t.name = w.tenant LEFT JOIN (
             SELECT tenant, count(*) AS held FROM jobs WHERE state IN ('ready', 'submitted', 'running') GROUP BY tenant
         ) h ON h.tenant = w.tenant
-        WHERE w.turn <= $2 ORDER BY w.turn + coalesce(h.held, 0), w.number LIMIT $2
+        WHERE w.turn <= $2 ORDER BY w.turn + coalesce(h.held, 0), t.served_at NULLS FIRST, w.number LIMIT $2
         """,
         None if tenants is None else list(tenants),
         limit,
     )
     return [row["id"] for row in rows]
+
+
+async def note_served(connection: Any, tenants: Iterable[str]) -> None:
+    """These have just been given places of the installation. The caller holds the installation's lock."""
+    await connection.execute("UPDATE tenants SET served_at = now() WHERE name = ANY ($1::text[])", sorted(set(tenants)))
 
 
 async def due(connection: Any, now: datetime, limit: int) -> list[uuid.UUID]:

@@ -195,6 +195,26 @@ async def test_t42_a_newcomer_is_not_behind_everything_of_a_busy_tenant(database
         assert await scheduling.ready(newcomer) == [("a", 1)]
 
 
+async def test_t42_a_newcomer_is_before_all_who_have_had_a_turn(database: str) -> None:
+    async with open_database(database) as opened:
+        scheduling = Scheduling(opened, max_jobs=1)
+        tenants = [f"busy-{n}" for n in range(5)]
+        for tenant in (*tenants, "new"):
+            await scheduling.tenant(tenant)
+            await scheduling.workflow(ONE_JOB, tenant)
+        runs = [await scheduling.start("one", tenant) for _ in range(2) for tenant in tenants]
+        for run in runs[:5]:  # everybody has a turn, and work left
+            await scheduling.admission()
+            await scheduling.finish(run, "a")
+        newcomer = await scheduling.start("one", "new")
+        await scheduling.admission()
+        assert [run for run in (*runs[5:], newcomer) if await scheduling.ready(run)] == [newcomer]
+        for run in (newcomer, *runs[5:]):  # then those that were served longest ago
+            assert await scheduling.ready(run) == [("a", 1)]
+            await scheduling.finish(run, "a")
+            await scheduling.admission()
+
+
 async def test_a_group_lets_its_runs_in_one_after_the_other(scheduling: Scheduling) -> None:
     workflow = await scheduling.workflow("concurrency: deploy\n" + ONE_JOB)
     first, second, third = [await scheduling.start(workflow, concurrency_group="deploy") for _ in range(3)]
