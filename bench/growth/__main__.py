@@ -80,7 +80,7 @@ if __name__ == "__main__":
     arguments.add_argument("--past", type=int, default=1_000_000, help="finished runs in the database")
     arguments.add_argument("--tenants", type=int, default=1_000)
     arguments.add_argument(
-        "--max-jobs", type=int, default=0, help="limit of the installation beside the tenants' quotas"
+        "--max-jobs", type=int, default=16, help="limit of the installation beside the tenants' quotas"
     )
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--idle-seconds", type=float, default=30.0)

@@ -1,4 +1,5 @@
-"""Many tenants with quotas, each with more work than it may do at once: how long does a newcomer's first job wait?"""
+"""Many tenants with quotas, each of which has had a turn and has more work than it may do at once: how long does a newcomer's
+first job wait?"""
 
 from __future__ import annotations
 
@@ -13,14 +14,28 @@ import asyncpg
 from bench.growth.place import Place, opened
 from bench.main_line import workflow
 
-RUNS_EACH = 3
+RUNS_EACH = 4
 NEWCOMERS = 10
 SENDERS = 64
 QUOTA = '{"runs": 2, "jobs": 1}'
 
+_WITHOUT_A_TURN = """
+SELECT count(*) FROM tenants t WHERE name LIKE 'tenant-%' AND NOT EXISTS (
+    SELECT FROM jobs j WHERE j.tenant = t.name AND j.started_at IS NOT NULL)
+"""
+
 
 async def measure(folder: Path, tenants: int, max_jobs: int) -> dict[str, Any]:
-    """`max_jobs`: the installation's own limit, as HUBFLOW_SCHEDULER_MAX_JOBS; 0: only the quotas hold."""
+    """With the installation's own limit (HUBFLOW_SCHEDULER_MAX_JOBS), which makes tenants take turns, and with quotas alone."""
+    return {
+        "tenants": tenants, "max_jobs": max_jobs,
+        "with_max_jobs": await _measure(folder / "turns", tenants, max_jobs),
+        "with_quotas_alone": await _measure(folder / "quotas", tenants, 0),
+    }  # fmt: skip
+
+
+async def _measure(folder: Path, tenants: int, max_jobs: int) -> dict[str, Any]:
+    folder.mkdir()
     async with opened(folder, scheduler_max_jobs=str(max_jobs)) as place:
         names = [f"tenant-{n}" for n in range(tenants)]
         newcomers = [f"newcomer-{n}" for n in range(NEWCOMERS)]
@@ -31,15 +46,14 @@ async def measure(folder: Path, tenants: int, max_jobs: int) -> dict[str, Any]:
         await _each(place, [*names, *newcomers], "PUT", "/workflows/l1", {"source": workflow("l1", 1, serial=False)})
         for _ in range(RUNS_EACH):
             await _each(place, names, "POST", "/workflows/l1/runs", {})
-        count = "SELECT count(*) FROM runs WHERE finished_at IS NULL"
-        unfinished = await connection.fetchval(count)
+        # Until then all of them are newcomers.
+        while await connection.fetchval(_WITHOUT_A_TURN):
+            await asyncio.sleep(0.1)
+        unfinished = await connection.fetchval("SELECT count(*) FROM runs WHERE finished_at IS NULL")
         # All at once: one after the other, the later ones would find the queue empty.
         waits = await asyncio.gather(*(_first_job(place, name) for name in newcomers))
         await connection.close()
-    return {
-        "tenants": tenants, "max_jobs": max_jobs, "unfinished": unfinished,
-        "newcomer_s": {"median": statistics.median(waits), "max": max(waits)},
-    }  # fmt: skip
+    return {"unfinished": unfinished, "newcomer_s": {"median": statistics.median(waits), "max": max(waits)}}
 
 
 async def _each(place: Place, tenants: list[str], method: str, path: str, body: dict[str, Any]) -> None:
