@@ -164,6 +164,7 @@ async def real_node(cluster: Kubernetes, folder: Path, dsn: str, broker: RabbitM
         async with hubflow(cluster, folder / "real", dsn, broker, simulated=False) as (system, client):
             await client.run("one")
             await bare.run(1)
+            await _given_back(dsn)
             writes, jobs = await _writes(system), 0
             for number in range(rounds):
                 _add(figures, "pod_floor_ms", 1e3 * await bare.run(1))
@@ -198,7 +199,7 @@ async def simulated_nodes(
             await asyncio.gather(*(client.run("one") for _ in range(20)))
             for count in many:
                 floor = 60 * count / await bare.run(count)
-                before, transactions = _cpu(cluster, system), await _transactions(dsn)
+                before, transactions, calls = _cpu(cluster, system), await _transactions(dsn), await _calls(system)
                 seconds = await clock(_run_many(client, count))
                 figures[str(count)] = {
                     "floor_per_min": round(floor),
@@ -212,6 +213,7 @@ async def simulated_nodes(
                     "memory_mib": _memory(system),
                 }
                 await _given_back(dsn)
+                figures[str(count)]["api_calls_per_job"] = _difference(calls, await _calls(system), count)
     finally:
         await bare.close()
     last = figures[str(many[-1])]
@@ -266,15 +268,30 @@ async def _transactions(dsn: str) -> int:
 
 async def _writes(system: System) -> float:
     """Writes of pods and secrets by all processes so far."""
-    total = 0.0
+    return sum(
+        amount
+        for call, amount in (await _calls(system)).items()
+        if call.split()[1] in {"POST", "PUT", "PATCH", "DELETE"} and call.split()[2] in {"pods", "secrets"}
+    )
+
+
+async def _calls(system: System) -> dict[str, float]:
+    """Calls of the API server by all processes so far: "service verb kind status" -> how many."""
+    calls: dict[str, float] = {}
+    pattern = r'hubflow_kubernetes_calls_total\{kind="(.*?)",.*?status="(.*?)",.*?verb="(.*?)"\} (\S+)'
     async with aiohttp.ClientSession() as http:
-        for processes in system._processes.values():
+        for name, processes in system._processes.items():
             for process in processes:
                 async with http.get(f"http://127.0.0.1:{process.hubflow_port}/metrics") as answer:  # type: ignore[attr-defined]
-                    text = await answer.text()
-                pattern = r'hubflow_kubernetes_calls_total\{kind="(?:pods|secrets)",.*?verb="(?:POST|PUT|PATCH|DELETE)"\} (\S+)'
-                total += sum(float(value) for value in re.findall(pattern, text))
-    return total
+                    for kind, status, verb, amount in re.findall(pattern, await answer.text()):
+                        key = f"{name} {verb} {kind} {status}"
+                        calls[key] = calls.get(key, 0.0) + float(amount)
+    return calls
+
+
+def _difference(before: dict[str, float], after: dict[str, float], count: int) -> dict[str, float]:
+    each = {name: round((amount - before.get(name, 0.0)) / count, 2) for name, amount in after.items()}
+    return {name: amount for name, amount in each.items() if amount >= 0.01}
 
 
 def _cpu(cluster: Kubernetes, system: System) -> dict[str, float]:

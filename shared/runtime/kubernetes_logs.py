@@ -38,7 +38,7 @@ class Logs:
 
     async def read(self, name: str, offset: int, *, follow: bool) -> AsyncIterator[bytes]:
         """See `Runtime.logs`."""
-        pod = await self._find(name)
+        pod = await self._look(name)
         if pod is None:
             raise KeyError(name)
         while pod is not None and not pod.vanishing:
@@ -59,10 +59,14 @@ class Logs:
                 return
             known = pod
             await self._pods.changed(name, pod.version, END_TOLD_WITHIN if started else 30.0)
-            # The first look is at the cluster itself; from there on the watch is not behind what is known.
-            pod = (self._pods.get(name) if self._pods.live else None) or await self._find(name)
+            pod = await self._look(name)
             if started and pod is not None and pod.uid == known.uid and "terminated" in pod.job:
                 return
+
+    async def _look(self, name: str) -> Pod | None:
+        """The pod as the watch has brought it; the cluster itself is asked where that does not know it (yet)."""
+        self._pods.begin()  # for the next log
+        return (self._pods.get(name) if self._pods.live else None) or await self._find(name)
 
     async def _stream(self, pod: Pod, offset: int, *, follow: bool) -> AsyncIterator[bytes]:
         path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}/log"

@@ -90,14 +90,14 @@ class Pods:
 
     async def synced(self) -> None:
         """Wait until all pods are known. Raises TemporaryError if the API server does not answer."""
-        self._begin()
+        self.begin()
         with self.listen() as ear:
             while not self._synced.is_set():
                 await ear.hear(0.5)
 
     async def changed(self, name: str, version: str, timeout: float) -> None:
         """Wait until this pod is another one than of this version, or is gone, or `timeout` seconds are over."""
-        self._begin()
+        self.begin()
         known = self._pods.get(name)
         if self.live and (known is None or known.version != version):
             return
@@ -126,7 +126,7 @@ class Pods:
     @contextmanager
     def listen(self) -> Iterator[Ear]:
         """An ear that hears of every pod that is there, and of each change from now on."""
-        self._begin()
+        self.begin()
         ear = Ear()
         for pod in self._pods.values():
             ear.tell(pod.name, pod)
@@ -142,7 +142,8 @@ class Pods:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Begin to watch, unless it is being done; nobody waits for it."""
         if self._task is None or self._task.done():
             self._synced.clear()
             self._pods.clear()
