@@ -145,7 +145,7 @@ async def _run(
     relay = host.database.relay
     if relay is None:
         raise TypeError("the host has no relay")
-    work: dict[str, Callable[[], Awaitable[None]]] = {"outbox": relay.run}
+    work: dict[str, Callable[[], Awaitable[None]]] = {"outbox": relay.run, "bus": host.bus.guard}
     for service, part in zip(services, parts, strict=True):
         work |= {f"{service.name} {name}": task for name, task in part.tasks.items()}
     stopping = asyncio.create_task(stop.wait(), name="stop")

@@ -289,8 +289,10 @@ class Draft:
 
     def _advance_job(self, job: JobPlan, status: JobStatus, *, failed: bool) -> bool:
         """Whether something changed for good (it was skipped or could not be judged)."""
-        if status.attempt and not (failed and self.stage_of(job.name).fail_fast):
-            return False  # it has begun, and waits for its next attempt: a failure elsewhere takes nothing from it
+        if (status.attempt or status.eligible_at) and not (failed and self.stage_of(job.name).fail_fast):
+            # It has begun, and waits for its next attempt, or would have, if there had been room: how a run ends must not
+            # depend on what else is going on. A failure elsewhere takes nothing from it.
+            return False
         needs = [self.run.jobs[name] for name in job.needs]
         if not all(each.state.final for each in needs):
             return False
@@ -304,8 +306,8 @@ class Draft:
             state = JobState.CANCELLED if status.attempt else JobState.SKIPPED
             self.end_job(job.name, state, Reason.STAGE_FAILED, message)
             return True
-        if status.attempt or status.eligible_at is not None:
-            return False  # judged before; it waits for quota or for its next attempt
+        if status.attempt or status.eligible_at:
+            return False
         try:
             wanted = job.when is None or self._evaluate(job.when, self.run)
         except PermanentError as error:

@@ -13,6 +13,7 @@ time (T75).
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -50,6 +51,10 @@ HEARTBEAT = 10
 of them; with the library's own 60 that would be three minutes in which a process hears nothing."""
 PUT_AWAY_AGAIN = 1.0
 """Seconds until a message that could neither be put off nor parked is tried to be once more."""
+GUARD_INTERVAL = 5.0
+"""Seconds between two looks at the connection."""
+STUCK_AFTER = 20.0
+"""Seconds without a connection after which it is asked whether others get one."""
 LISTENER_BACKLOG = 100_000
 """Messages kept for a listener that does not read; older ones are dropped."""
 
@@ -61,7 +66,8 @@ _log = get_logger("bus")
 class AmqpBus:
     """See `shared.bus.protocol.Bus`. Open with `open_amqp_bus`."""
 
-    def __init__(self, connection: AbstractRobustConnection) -> None:
+    def __init__(self, url: str, connection: AbstractRobustConnection) -> None:
+        self._url = url
         self._connection = connection
         self._publisher: Publisher
         self._declaring: aio_pika.abc.AbstractChannel
@@ -190,6 +196,24 @@ class AmqpBus:
         if self._connection.is_closed or not self._connection.connected.is_set():
             raise TemporaryError("RabbitMQ does not answer; check HUBFLOW_AMQP_URL and the broker")
 
+    async def guard(self) -> None:
+        lost_at: float | None = None
+        while True:
+            await asyncio.sleep(GUARD_INTERVAL)
+            now = time.monotonic()
+            if self._closing or (self._connection.connected.is_set() and not self._waits_for_a_lock()):
+                lost_at = None
+                continue
+            lost_at = lost_at or now
+            if now - lost_at > STUCK_AFTER and await _answers(self._url):
+                lost_at = now
+                _free_the_lock()
+
+    def _waits_for_a_lock(self) -> bool:
+        """aio-pika says that it is connected before its channels are restored, so it is asked what it waits for."""
+        task: asyncio.Task[Any] | None = getattr(self._connection, "_RobustConnection__reconnection_task", None)
+        return task is not None and bool(where := _where(task)) and where[-1].endswith(" acquire")
+
     async def stop_consuming(self) -> None:
         for queue, tag in self._consumers:
             try:
@@ -257,7 +281,7 @@ async def open_amqp_bus(url: str) -> AmqpBus:
     """Connect and declare. Raises TemporaryError when the broker does not answer (the URL's password is not shown)."""
     with _translated_errors():
         connection = await aio_pika.connect_robust(_with_heartbeat(url), reconnect_interval=0.5, timeout=10)
-        bus = AmqpBus(connection)
+        bus = AmqpBus(url, connection)
         try:
             await bus.open()
         except BaseException:
@@ -298,6 +322,39 @@ def _queue_name(consumer: str) -> str:
 def _note_lost_nudge(done: asyncio.Future[None]) -> None:
     if not done.cancelled() and (error := done.exception()):
         _log.debug("nudge lost", error=str(error))
+
+
+async def _answers(url: str) -> bool:
+    """Does the broker take a new connection?"""
+    try:
+        connection = await aio_pika.connect(url, timeout=10)
+        await connection.close()
+    except _BROKER_ERRORS:
+        return False
+    return True
+
+
+def _free_the_lock() -> None:
+    """Cancel who holds the lock of a channel that aio-pika wants to restore. Seen in storms of `make chaos` (aio-pika 10.2): a
+    channel that was closed reopens itself under this lock on a connection that is lost meanwhile, and waits for ever; then the
+    next connection waits for the lock, for ever, too. The new connection restores the channel anyway."""
+    for task in asyncio.all_tasks():
+        where = _where(task)
+        if any(place.startswith("robust_channel.py") and place.endswith(" restore") for place in where):
+            holds = not where[-1].endswith(" acquire")
+            _log.warning("connection is stuck", waits_in=where, cancelled=holds)
+            if holds:
+                task.cancel()
+
+
+def _where(task: asyncio.Task[Any]) -> list[str]:
+    """The functions that a task is waiting in, outermost first."""
+    places: list[str] = []
+    waits: Any = task.get_coro()
+    while frame := getattr(waits, "cr_frame", None):
+        places.append(f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno} {frame.f_code.co_name}")
+        waits = getattr(waits, "cr_await", None)
+    return places
 
 
 def _with_heartbeat(url: str) -> URL:

@@ -106,6 +106,9 @@ class MemoryBus:
     async def ping(self) -> None:
         """The process is alive, so its bus is."""
 
+    async def guard(self) -> None:
+        await asyncio.Event().wait()  # there is no connection
+
     async def stop_consuming(self) -> None:
         self._stopping = True
         while handling := [task for group in self._groups.values() for task in group.handling]:

@@ -105,6 +105,10 @@ class Bus(Protocol):
         """Raise TemporaryError if the bus cannot take messages."""
         ...
 
+    async def guard(self) -> None:
+        """For ever: see to it that a connection that was lost comes back."""
+        ...
+
     async def stop_consuming(self) -> None:
         """Take no new messages; return once all handlers in hand are done."""
         ...

@@ -297,25 +297,30 @@ async def start_all(place: Place) -> None:
 
 
 async def ready(place: Place) -> None:
-    """Wait until every process says that it is ready."""
+    """Wait until every process says that it is ready. Raises RuntimeError naming one that does not, and what it says."""
     import aiohttp
 
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as http, asyncio.timeout(READY_WITHIN):
-        for replica in list(place.replicas.values()):
-            while not await _is_ready(http, replica):
-                if replica.process is not None and replica.process.poll() is not None:
-                    raise RuntimeError(f"{replica.name} ended:\n{replica.log.read_text(errors='replace')[-3000:]}")
-                await asyncio.sleep(0.05)
+    said: dict[str, str] = {}
+    try:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as http, asyncio.timeout(READY_WITHIN):
+            for replica in list(place.replicas.values()):
+                while (answer := await _readiness(http, replica)) != "ready":
+                    said = {f"{replica.name}-{replica.letter}": answer}
+                    if replica.process is not None and replica.process.poll() is not None:
+                        raise RuntimeError(f"{replica.name} ended:\n{replica.log.read_text(errors='replace')[-3000:]}")
+                    await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise RuntimeError(f"not ready within {READY_WITHIN:.0f} s: {said}") from None
 
 
-async def _is_ready(http: Any, replica: Replica) -> bool:
+async def _readiness(http: Any, replica: Replica) -> str:
     import aiohttp
 
     try:
         async with http.get(f"{replica.url}/readyz") as response:
-            return bool(response.status == 200)
-    except (aiohttp.ClientError, OSError, TimeoutError):
-        return False
+            return "ready" if response.status == 200 else f"{response.status} {(await response.text())[:1000]}"
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        return repr(error)
 
 
 async def _prepare(dsn: str, token: str) -> None:

@@ -24,7 +24,7 @@ from tests.chaos.load import Load, plan
 from tests.chaos.place import EXPECTED_WORDS, LETTERS, Place, opened_place, ready, start_all
 from tests.chaos.pods import PodEngine
 from tests.chaos.report import Result
-from tests.chaos.storm import FAULTS, Storm
+from tests.chaos.storm import FAULTS, ONLY_IF_NAMED, Storm
 from tests.cluster.images import job_images, wrapper_image
 from tests.servers.dockerd import Dockerd, started_dockerd
 from tests.servers.images import TEST_IMAGES, write_archive
@@ -42,7 +42,7 @@ class Order:
 
     runs: int
     seed: int
-    faults: frozenset[str] = frozenset(FAULTS)
+    faults: frozenset[str] = frozenset(FAULTS) - ONLY_IF_NAMED
     runtime: str = "process"
     pace: float = 2.0
     """Seconds between two faults, on average."""
@@ -51,10 +51,11 @@ class Order:
 
 
 def chosen(words: str) -> frozenset[str]:
-    """Names of faults from what the user wrote: `all`, names, and beginnings of names (`kill`, `disk`), with commas.
+    """Names of faults from what the user wrote: `all` (but those that have to be named), names, and beginnings of names (`kill`,
+    `disk`), with commas.
     Raises ValueError for what fits none."""
     if words in {"", "all"}:
-        return frozenset(FAULTS)
+        return frozenset(FAULTS) - ONLY_IF_NAMED
     if words == "none":
         return frozenset()
     found: set[str] = set()

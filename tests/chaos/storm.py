@@ -261,3 +261,5 @@ FAULTS: dict[str, Fault] = {
     "half-open": Fault(2, _link, Storm.swallow),
 }
 """All faults by name."""
+ONLY_IF_NAMED = frozenset({"disk:objects"})
+"""SeaweedFS, the S3 of the tests, may lose what it has confirmed while its disk is full, and refuse a folder from then on."""

@@ -215,6 +215,27 @@ async def test_t42_a_newcomer_is_before_all_who_have_had_a_turn(database: str) -
             await scheduling.admission()
 
 
+TWO_JOBS = """
+name: two
+stages: [{name: s, jobs: [{name: broken, script: "exit 1"}, {name: sound, script: "true"}]}]
+"""
+
+
+@pytest.mark.parametrize("fail_fast", [False, True])
+async def test_how_a_run_ends_does_not_depend_on_a_quota(scheduling: Scheduling, fail_fast: bool) -> None:
+    await scheduling.tenant(jobs=1)
+    source = TWO_JOBS.replace("name: s,", "name: s, fail_fast: true,") if fail_fast else TWO_JOBS
+    run = await scheduling.start(await scheduling.workflow(source))
+    assert await scheduling.jobs(run) == {"broken": "ready", "sound": "waiting"}
+    await scheduling.finish(run, "broken", "failed")
+    await scheduling.admission()
+    if not fail_fast:  # without a quota it would have run beside the other
+        assert await scheduling.ready(run) == [("broken", 1), ("sound", 1)]
+        await scheduling.finish(run, "sound")
+    assert await scheduling.jobs(run) == {"broken": "failed", "sound": "skipped" if fail_fast else "succeeded"}
+    assert await scheduling.state(run) == "failed"
+
+
 async def test_a_group_lets_its_runs_in_one_after_the_other(scheduling: Scheduling) -> None:
     workflow = await scheduling.workflow("concurrency: deploy\n" + ONE_JOB)
     first, second, third = [await scheduling.start(workflow, concurrency_group="deploy") for _ in range(3)]
