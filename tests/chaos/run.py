@@ -51,7 +51,7 @@ class Order:
 
 
 def chosen(words: str) -> frozenset[str]:
-    """Names of faults from what the user wrote: `all` (but those that have to be named), names, and beginnings of names (`kill`,
+    """Names of faults from what the user wrote: `all` (but those that have to be named), names, and beginnings of them (`kill`,
     `disk`), with commas.
     Raises ValueError for what fits none."""
     if words in {"", "all"}:
