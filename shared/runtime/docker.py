@@ -24,6 +24,9 @@ from shared.runtime.engine import Engine, EngineError, demultiplexed
 from shared.runtime.protocol import ContainerSpec, Observation
 from shared.states import Reason
 
+CREATED_AGAIN_WITHIN = 60.0
+"""Seconds for which the log of a container that has gone without having started is waited for: whoever was to start it may have
+died, and the next one be told of it only then."""
 DEFAULT_IMAGE = "docker.io/library/alpine:3"
 
 
@@ -155,8 +158,9 @@ class DockerRuntime:
         if found is None:
             raise KeyError(name)
         while found is not None:
-            status = found["State"]["Status"]
+            status, waited = found["State"]["Status"], False
             if unstarted(found) and follow:
+                waited = True
                 await self._starter.changed(found["Id"], 60.0)
             elif status == "created":
                 return
@@ -169,6 +173,16 @@ class DockerRuntime:
                 if over:
                     return
             found = await self._starter.find(name)
+            if found is None and waited:
+                found = await self._created_again(name)
+
+    async def _created_again(self, name: str) -> dict[str, Any] | None:
+        """The container in place of one that is gone without having started: who takes over a start creates it anew."""
+        for _ in range(round(CREATED_AGAIN_WITHIN / GIVE_WAY)):
+            if (found := await self._starter.find(name)) is not None:
+                return found
+            await asyncio.sleep(GIVE_WAY)
+        return None
 
     async def _read_log(self, identity: str, offset: int, *, follow: bool) -> AsyncIterator[bytes]:
         query = {"stdout": "1", "stderr": "0", "follow": "1" if follow else "0"}

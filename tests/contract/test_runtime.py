@@ -20,6 +20,7 @@ from shared.runtime.protocol import Phase, Resources
 from shared.runtime.select import RuntimeConfig, open_runtime
 from tests.contract.runtime_places import (
     BARE_IMAGE,
+    IMAGE,
     Place,
     Watcher,
     new_name,
@@ -606,6 +607,19 @@ async def test_a_pruned_wrapper_is_installed_again(docker_place, docker, docker_
     await docker_place.engine("DELETE", f"/volumes/{(await docker._starter.ready()).volume}")
     await docker.start(spec(second, "true"))
     assert (await docker_watcher.until(second, Phase.FINISHED)).exit_code == 0
+
+
+@pytest.mark.servers
+async def test_the_log_of_a_start_that_is_taken_over_is_whole(docker, docker_watcher):
+    wanted = spec(new_name(), "echo hello")
+    left_behind = await docker._starter._create(wanted, IMAGE)
+    log = asyncio.create_task(read(docker, wanted.name, follow=True))
+    await asyncio.sleep(0.5)  # it waits for the start
+    assert await docker._starter.delete_unstarted(left_behind)
+    await asyncio.sleep(0.5)  # it looks, and there is nothing
+    await docker.start(wanted)
+    async with asyncio.timeout(30):
+        assert await log == b"hello\n"
 
 
 @pytest.mark.servers
