@@ -289,9 +289,10 @@ class Draft:
 
     def _advance_job(self, job: JobPlan, status: JobStatus, *, failed: bool) -> bool:
         """Whether something changed for good (it was skipped or could not be judged)."""
-        if (status.attempt or status.eligible_at) and not (failed and self.stage_of(job.name).fail_fast):
-            # It has begun, and waits for its next attempt, or would have, if there had been room: how a run ends must not
-            # depend on what else is going on. A failure elsewhere takes nothing from it.
+        # Judged before: it waits for its next attempt, or for room. How a run ends must not depend on what else is going on, so
+        # a failure elsewhere takes nothing from it, unless the stage fails fast.
+        judged = status.attempt or status.eligible_at is not None
+        if judged and not (failed and self.stage_of(job.name).fail_fast):
             return False
         needs = [self.run.jobs[name] for name in job.needs]
         if not all(each.state.final for each in needs):
@@ -306,7 +307,7 @@ class Draft:
             state = JobState.CANCELLED if status.attempt else JobState.SKIPPED
             self.end_job(job.name, state, Reason.STAGE_FAILED, message)
             return True
-        if status.attempt or status.eligible_at:
+        if judged:
             return False
         try:
             wanted = job.when is None or self._evaluate(job.when, self.run)

@@ -157,14 +157,17 @@ class DockerRuntime:
         found = await self._starter.find(name)
         if found is None:
             raise KeyError(name)
+        started = not follow
         while found is not None:
-            status, waited = found["State"]["Status"], False
-            if unstarted(found) and follow:
-                waited = True
+            status = found["State"]["Status"]
+            if not started and unstarted(found):
                 await self._starter.changed(found["Id"], 60.0)
+            elif not started and status == "removing":
+                await asyncio.sleep(GIVE_WAY)
             elif status == "created":
                 return
             else:
+                started = True
                 # Asked before reading: who has ended has written all. A stream that ended early is taken up again.
                 over = not follow or status in {"exited", "dead"}
                 async for chunk in self._read_log(found["Id"], offset, follow=not over):
@@ -172,9 +175,7 @@ class DockerRuntime:
                     yield chunk
                 if over:
                     return
-            found = await self._starter.find(name)
-            if found is None and waited:
-                found = await self._created_again(name)
+            found = await self._starter.find(name) or (None if started else await self._created_again(name))
 
     async def _created_again(self, name: str) -> dict[str, Any] | None:
         """The container in place of one that is gone without having started: who takes over a start creates it anew."""

@@ -476,6 +476,7 @@ async def test_what_daemonizes_is_killed_after_its_wrapper_was(process_place):
         async with asyncio.timeout(5):
             while _lives(stray):
                 await asyncio.sleep(0.05)
+        assert not _lives(stray)
         await watcher.close()
 
 
@@ -494,6 +495,10 @@ async def test_no_zombies_stay(process_place):
         async with asyncio.timeout(5):
             while runtime._attended:
                 await asyncio.sleep(0.01)
+        wrappers = [
+            json.loads(Path(process_place.where, "containers", name, "pid").read_text())["pid"] for name in names
+        ]
+        assert [pid for pid in wrappers if Path(f"/proc/{pid}").exists()] == []
 
 
 async def test_the_job_document_does_not_outlast_the_start(process_place):
@@ -610,15 +615,30 @@ async def test_a_pruned_wrapper_is_installed_again(docker_place, docker, docker_
 
 
 @pytest.mark.servers
-async def test_the_log_of_a_start_that_is_taken_over_is_whole(docker, docker_watcher):
+async def test_the_log_of_a_start_that_is_taken_over_is_whole(docker, docker_watcher, monkeypatch):
+    starter, waits, missed = docker._starter, asyncio.Event(), asyncio.Event()
+    changed, find = starter.changed, starter.find
+
+    async def waiting(identity, timeout):
+        waits.set()
+        return await changed(identity, timeout)
+
+    async def looking(name):
+        found = await find(name)
+        if found is None:
+            missed.set()
+        return found
+
     wanted = spec(new_name(), "echo hello")
-    left_behind = await docker._starter._create(wanted, IMAGE)
-    log = asyncio.create_task(read(docker, wanted.name, follow=True))
-    await asyncio.sleep(0.5)  # it waits for the start
-    assert await docker._starter.delete_unstarted(left_behind)
-    await asyncio.sleep(0.5)  # it looks, and there is nothing
-    await docker.start(wanted)
+    left_behind = await starter._create(wanted, IMAGE)
+    monkeypatch.setattr(starter, "changed", waiting)
     async with asyncio.timeout(30):
+        log = asyncio.create_task(read(docker, wanted.name, follow=True))
+        await waits.wait()
+        monkeypatch.setattr(starter, "find", looking)
+        assert await starter.delete_unstarted(left_behind)
+        await missed.wait()
+        await docker.start(wanted)
         assert await log == b"hello\n"
 
 
