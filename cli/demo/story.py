@@ -69,9 +69,9 @@ class Scene:
         """A document of the API."""
         return await asyncio.to_thread(lambda: self.api.get(*path, **query))
 
-    async def log_of(self, run: str, job: str) -> str:
-        """What a job has printed, whole."""
-        read = lambda: b"".join(logs.read(self.api, run, job))  # noqa: E731
+    async def log_of(self, run: str, job: str, *, follow: bool = False) -> str:
+        """What a job has printed, whole. `follow`: the job may have ended only now, and the last of it not have been read yet."""
+        read = lambda: b"".join(logs.read(self.api, run, job, follow=follow))  # noqa: E731
         return (await asyncio.to_thread(read)).decode("utf-8", "replace")
 
 
@@ -209,7 +209,7 @@ async def _decide(scene: Scene, run: tree.Run) -> tree.Run:
     checks, run_id = scene.checks, str(run["id"])
     if run["state"] != "paused":
         return run
-    link = _APPROVE.search(await scene.log_of(run_id, "ask"))
+    link = _APPROVE.search(await scene.log_of(run_id, "ask", follow=True))
     if not checks.that("the job of the pause stage has printed a link for approval", link is not None):
         return run
     url = link[1] if link else ""
