@@ -70,7 +70,7 @@ class Scene:
         return await asyncio.to_thread(lambda: self.api.get(*path, **query))
 
     async def log_of(self, run: str, job: str, *, follow: bool = False) -> str:
-        """What a job has printed, whole. `follow`: the job may have ended only now, and the last of it not have been read yet."""
+        """What a job has printed, whole. `follow`: the job may have ended only now, and its last words be on their way."""
         read = lambda: b"".join(logs.read(self.api, run, job, follow=follow))  # noqa: E731
         return (await asyncio.to_thread(read)).decode("utf-8", "replace")
 
