@@ -20,6 +20,8 @@ from shared.runtime.kubernetes_api import APPLY, Api, ApiError
 
 AGAIN = 300.0
 """Seconds after which a namespace is put right again."""
+COUNTED_WITHIN = 10.0
+"""Seconds that the cluster has for the first count of a quota."""
 _MANAGER = "hubflow"
 
 
@@ -92,10 +94,28 @@ class Namespaces:
         try:
             await self._apply(f"/api/v1/namespaces/{name}", "v1", "Namespace", name, labels=marks | level)
             await asyncio.gather(*(self._apply_in(name, marks, part) for part in self._parts()))
+            if self._tenancy.quota:
+                await self._counted(name)
         except ApiError as error:
             raise TemporaryError(
                 f"namespace {name} cannot be prepared: {error}. Give the executor's account the rights of k8s/base, or "
                 "make the namespace yourself and set HUBFLOW_KUBERNETES_MANAGE_NAMESPACES=false"
+            ) from error
+
+    async def _counted(self, name: str) -> None:
+        """Wait until the cluster knows the quota: before that, it lets any number of pods through."""
+        path = f"/api/v1/namespaces/{name}/resourcequotas/hubflow-jobs"
+        try:
+            async with asyncio.timeout(COUNTED_WITHIN):
+                while True:
+                    quota = await self._api.call("GET", path)
+                    if quota.get("status", {}).get("hard"):
+                        return
+                    await asyncio.sleep(0.05)
+        except TimeoutError as error:
+            raise TemporaryError(
+                f"the quota of namespace {name} is still not counted after {COUNTED_WITHIN:g} s: does the cluster's "
+                "controller manager run?"
             ) from error
 
     def _parts(self) -> list[tuple[str, str, str, Mapping[str, Any]]]:
