@@ -70,7 +70,7 @@ chaos: $(VENV) $(WRAPPER)  ## break everything in random order under load, then 
 chaos-kubernetes: $(VENV) $(WRAPPER)  ## the same with jobs as pods, and the API server killed too (root on Debian); writes build/chaos-kubernetes.json
 	@scripts/packages.sh servers
 	@.venv/bin/python -m tests.cluster build >/dev/null
-	.venv/bin/python -m tests.chaos --runtime kubernetes --runs $(or $(RUNS),100) $(if $(SEED),--seed $(SEED)) \
+	.venv/bin/python -m tests.chaos --runtime $(or $(RUNTIME),pods) --runs $(or $(RUNS),100) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(FAULTS),--faults $(FAULTS)) --pace 3 --at-once 15 --output build/chaos-kubernetes.json
 fuzz: $(VENV)  ## fuzz the wrapper's parsers for an hour (FUZZTIME=10m: each of the five that long)
 	@scripts/fuzz.sh

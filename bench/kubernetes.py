@@ -28,7 +28,7 @@ from typing import Any
 import aiohttp
 import asyncpg
 
-from bench.main_line import Client, _migrated, workflow
+from bench.client import Client, migrated, workflow
 from shared.embedded import embedded_postgres, embedded_s3
 from shared.runtime import kubernetes_body as body
 from shared.runtime.kubernetes_access import Access
@@ -327,7 +327,7 @@ async def main(rounds: int, many: list[int]) -> dict[str, Any]:
             started_rabbitmq(folder / "rabbitmq") as broker,
         ):
             await cluster.load([wrapper_image(WRAPPER), *job_images()], folder)
-            await _migrated(dsn)
+            await migrated(dsn)
             if rounds:
                 result |= await real_node(cluster, folder, dsn, broker, rounds)
             if many:

@@ -1,10 +1,11 @@
 """How quick the main line is: one run, ten jobs in a row, a hundred at once, two hundred runs at once.
 
-    python -m bench.main_line [--rounds N] [--shape separate|one_process] [--output build/bench.json]
+    python -m bench.main_line [--rounds N] [--shape separate|one_process|docker] [--output build/bench.json]
 
 Everything is real and durable: PostgreSQL with fsync, RabbitMQ with quorum queues (shape `separate`: six processes), the
-process runtime with CommandWrapper, logs and outcomes stored. The floors are measured in the same run: what one commit,
-one message and one process cost on this machine at this moment. Quote medians.
+process runtime with CommandWrapper, logs and outcomes stored. What the Docker runtime adds to a container is in `docker.py`.
+The floors are measured in the same run: what one commit, one message and one process cost on this machine at this moment.
+Quote medians.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,54 +29,16 @@ from typing import Any
 import aiohttp
 import asyncpg
 
+from bench import docker
+from bench.client import Client, migrated, timed, workflow
 from shared.bus.amqp import open_amqp_bus
 from shared.bus.protocol import Consumer, Message
 from shared.embedded import embedded_postgres, embedded_s3
 from tests.e2e.system import open_system
+from tests.servers import missing
 from tests.servers.rabbitmq import started_rabbitmq
 
-NOTHING = "':'"
-
-
-def workflow(name: str, jobs: int, *, serial: bool) -> str:
-    lines = [f"name: {name}", "stages:", "- name: s", f"  sequencing: {'serial' if serial else 'parallel'}", "  jobs:"]
-    return "\n".join(lines + [f"  - {{name: j{n}, script: {NOTHING}}}" for n in range(jobs)]) + "\n"
-
-
-class Client:
-    """An API client that waits, over kept-alive connections."""
-
-    def __init__(self, url: str, token: str, tenant: str, http: aiohttp.ClientSession) -> None:
-        self._url, self._http = f"{url}/api/v1", http
-        self._headers = {"Authorization": f"Bearer {token}", "Hubflow-Tenant": tenant}
-
-    async def ask(self, method: str, path: str, body: Any = None) -> Any:
-        async with self._http.request(method, self._url + path, json=body, headers=self._headers) as response:
-            answer = await response.json()
-            if response.status >= 400:
-                raise RuntimeError(f"{method} {path}: {response.status} {answer}")
-            return answer
-
-    async def run(self, name: str) -> None:
-        """Start and wait until run.finished is visible."""
-        run = (await self.ask("POST", f"/workflows/{name}/runs", {}))["id"]
-        while True:
-            view = await self.ask("GET", f"/runs/{run}?wait=30&until=finished")
-            if view["finished_at"]:
-                if view["state"] != "succeeded":
-                    raise RuntimeError(f"the run {view['state']}: {view['message']}")
-                return
-
-
-async def timed(work: Callable[[], Awaitable[Any]], rounds: int) -> list[float]:
-    """Seconds of each round, after one that does not count."""
-    await work()
-    times = []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        await work()
-        times.append(time.perf_counter() - begin)
-    return times
+SHAPES = ["separate", "one_process", "docker"]
 
 
 async def measure(client: Client, rounds: int) -> dict[str, float]:
@@ -196,30 +159,28 @@ async def main(rounds: int, shapes: list[str]) -> dict[str, Any]:
         ):
             result["floors"] = await floors(dsn, await broker.new_vhost(), rounds)
             if "separate" in shapes:
-                await _migrated(dsn)
+                await migrated(dsn)
                 async with separate(folder, dsn, await broker.new_vhost()) as client:
                     result |= await measure(client, rounds)
+            if "docker" in shapes:
+                if reason := missing("dockerd", "containerd", "runc", "ip"):
+                    print(f"bench: !!! no figures of the Docker runtime: {reason}", file=sys.stderr)
+                else:
+                    await migrated(dsn)
+                    result["docker"] = await docker.measure(folder, dsn, await broker.new_vhost(), rounds)
         if "one_process" in shapes:
             async with one_process(folder / "one") as client:
                 result["one_process"] = await measure(client, rounds)
     return result
 
 
-async def _migrated(dsn: str) -> None:
-    from shared.db.database import open_database
-    from shared.db.migrate import migrate
-
-    async with open_database(dsn, max_connections=1) as database:
-        await migrate(database)
-
-
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rounds", type=int, default=20)
-    arguments.add_argument("--shape", action="append", choices=["separate", "one_process"])
+    arguments.add_argument("--shape", action="append", choices=SHAPES)
     arguments.add_argument("--output", type=Path, default=Path("build/bench.json"))
     given = arguments.parse_args()
-    figures = asyncio.run(main(given.rounds, given.shape or ["separate", "one_process"]))
+    figures = asyncio.run(main(given.rounds, given.shape or SHAPES))
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))

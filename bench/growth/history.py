@@ -11,9 +11,10 @@ from typing import Any
 
 import asyncpg
 
+from bench.client import Client, timed
 from bench.growth.past import fill
 from bench.growth.place import Place, opened
-from bench.main_line import Client, commit_ms, timed
+from bench.main_line import commit_ms
 
 ROUGHLY_A_PAGE = 60
 TURNS = 4

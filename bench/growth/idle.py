@@ -13,8 +13,8 @@ from typing import Any
 
 import aiohttp
 
+from bench.client import migrated
 from bench.growth.place import answers, cpu_seconds, resident
-from bench.main_line import _migrated
 from shared.embedded import embedded_postgres, embedded_s3
 from shared.embedded.process import free_ports
 from tests.e2e.system import open_system
@@ -27,7 +27,7 @@ async def measure(folder: Path, rounds: int, seconds: float) -> dict[str, Any]:
     async with AsyncExitStack() as stack:
         dsn = await stack.enter_async_context(embedded_postgres(folder, die_with_parent=True))
         s3 = await stack.enter_async_context(embedded_s3(folder, die_with_parent=True))
-        await _migrated(dsn)
+        await migrated(dsn)
         http = await stack.enter_async_context(aiohttp.ClientSession())
         system = await stack.enter_async_context(open_system(folder, dsn, s3, "", start=False, log_level="warning"))
         [port] = free_ports(1)

@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import asyncpg
 
-from bench.main_line import Client, _migrated, workflow
+from bench.client import Client, migrated, workflow
 from shared.embedded import embedded_postgres, embedded_s3
 from shared.embedded.process import free_ports
 from tests.e2e.system import SERVICES, System, open_system
@@ -54,7 +54,7 @@ async def opened(folder: Path, *, replicas: int = 1, preload: str = "", **settin
         dsn = await stack.enter_async_context(embedded_postgres(folder, die_with_parent=True))
         broker = await stack.enter_async_context(started_rabbitmq(folder / "rabbitmq"))
         s3 = await stack.enter_async_context(embedded_s3(folder, die_with_parent=True))
-        await _migrated(dsn)
+        await migrated(dsn)
         amqp = await broker.new_vhost()
         # Four replicas of six processes have to share PostgreSQL's 200 connections.
         system = await stack.enter_async_context(

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.client import timed
 from bench.growth.place import opened
-from bench.main_line import timed
 
 AT_ONCE = 200
 

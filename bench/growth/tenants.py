@@ -11,8 +11,8 @@ from typing import Any
 
 import asyncpg
 
+from bench.client import workflow
 from bench.growth.place import Place, opened
-from bench.main_line import workflow
 
 RUNS_EACH = 4
 NEWCOMERS = 10

@@ -23,8 +23,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bench.client import migrated
 from bench.growth.place import end_in_order
-from bench.main_line import _migrated, floors
+from bench.main_line import floors
 from bench.peers import engines
 from bench.peers.driver import RUNS_AT_ONCE
 from bench.peers.engines import Ask, Place
@@ -53,7 +54,7 @@ async def main(rounds: int, names: Sequence[str]) -> dict[str, Any]:
             started_rabbitmq(folder / "rabbitmq") as broker,
             AsyncExitStack() as stack,
         ):
-            await _migrated(dsn)
+            await migrated(dsn)
             asked = {}
             for engine, environment in environments.items():
                 (folder / engine).mkdir()

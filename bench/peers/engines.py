@@ -19,7 +19,8 @@ from typing import Any
 
 import aiohttp
 
-from bench.main_line import Client, one_process, separate, workflow
+from bench.client import Client, workflow
+from bench.main_line import one_process, separate
 from bench.peers.driver import JOBS, RUNS_AT_ONCE
 from bench.peers.environment import program
 from shared.embedded.process import Launch, Server, becomes_ready, free_ports, tail

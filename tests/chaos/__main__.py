@@ -31,7 +31,7 @@ def main() -> int:
     if any(runtime == "docker" for runtime, _ in parts) and (lacking := missing("dockerd", "containerd", "runc", "ip")):
         print(f"chaos: !!! no containers of an engine: {lacking}; all runs are plain processes", file=sys.stderr)
         parts = [("process", given.runs)]
-    if given.runtime == "kubernetes" and (lacking := missing_kubernetes()):
+    if given.runtime in {"pods", "kubernetes", "simulated"} and (lacking := missing_kubernetes()):
         print(f"chaos: kubernetes: {lacking}", file=sys.stderr)
         return 2
     for library in ("aio_pika", "aiormq", "asyncio"):
@@ -61,7 +61,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--faults", type=chosen, default="all", help=f"with commas, or their beginnings: {', '.join(FAULTS)}"
     )
-    parser.add_argument("--runtime", choices=["both", "process", "docker", "kubernetes"], default="both")
+    parser.add_argument(
+        "--runtime", choices=["both", "process", "docker", "pods", "kubernetes", "simulated"], default="both"
+    )
     parser.add_argument("--pace", type=float, default=2.0, help="seconds between two faults, on average")
     parser.add_argument("--at-once", type=int, default=40, help="runs that are open at the same time")
     parser.add_argument("--output", type=Path, default=Path("build/chaos.json"))

@@ -17,7 +17,7 @@ from tests.chaos.client import Client, RefusedError
 from tests.chaos.ears import Receiver
 from tests.chaos.place import Place
 from tests.chaos.pods import PodEngine
-from tests.chaos.workflows import KINDS, PROBE, Asked, End, Kind
+from tests.chaos.workflows import Asked, End, Kind
 
 API = "/api/v1"
 CANARY = "canary"
@@ -57,18 +57,20 @@ class Planned:
         return self.kind.end(self.inputs, self.asked)
 
 
-def plan(runs: int, rng: random.Random) -> list[Planned]:
+def plan(runs: int, rng: random.Random, repertoire: Sequence[Kind]) -> list[Planned]:
     """What will be started, in this order."""
-    kinds = rng.choices(KINDS, [kind.weight for kind in KINDS], k=runs)
+    kinds = rng.choices(repertoire, [kind.weight for kind in repertoire], k=runs)
     tenants = [tenant for tenant in TENANTS if tenant != CANARY]
     return [Planned(kind, rng.choice(tenants), kind.inputs(rng), random.Random(rng.getrandbits(64))) for kind in kinds]
 
 
 class Load:
-    """Everything that users do to one place."""
+    """Everything that users do to one place. `repertoire`: the kinds of run that there are; one is named `probe`."""
 
-    def __init__(self, place: Place, http: aiohttp.ClientSession, seed: int) -> None:
+    def __init__(self, place: Place, http: aiohttp.ClientSession, seed: int, repertoire: Sequence[Kind]) -> None:
         self._place = place
+        self._repertoire = repertoire
+        self._probe = next(kind for kind in repertoire if kind.name == "probe")
         self.clients = {
             tenant: Client(http, place.fronts(), place.token, tenant, random.Random(seed)) for tenant in TENANTS
         }
@@ -84,7 +86,7 @@ class Load:
                 f"{API}/subscription", {"url": f"{receiver.url}/{tenant}", "types": list(WEBHOOKS)}, method="PUT"
             )
             receiver.secrets[tenant] = made["secret"]
-            for kind in KINDS:
+            for kind in self._repertoire:
                 await client.post(f"{API}/workflows/{kind.name}", {"source": kind.source(witness)}, method="PUT")
 
     async def go(self, planned: Sequence[Planned], at_once: int) -> None:
@@ -101,7 +103,7 @@ class Load:
 
     async def probe(self) -> float | None:
         """Seconds until a run that is started now is over."""
-        run = Planned(PROBE, CANARY, {"X": "x", "SECONDS": "0"}, random.Random(0))
+        run = Planned(self._probe, CANARY, {"X": "x", "SECONDS": "0"}, random.Random(0))
         await self.do(run)
         return run.seconds
 
@@ -183,6 +185,16 @@ class Load:
         await self._remove_container(view["attempts"][0]["container"])
         self.removed += 1
 
+    async def snatch(self, client: Client, run: Planned) -> None:
+        """Somebody removes the container of its job as soon as there is one, if it has not ended by then."""
+        while True:
+            view = await client.get(f"{API}/runs/{run.id}/jobs/victim")
+            if view["attempts"]:
+                await self._remove_container(view["attempts"][0]["container"])
+                self.removed += 1
+                return
+            await asyncio.sleep(0.02)
+
     async def _remove_container(self, name: str) -> None:
         if isinstance(self._place.engine, PodEngine):
             await self._place.engine.remove(name)
@@ -213,4 +225,5 @@ _PEOPLE = {
     "contest": Load.contest,
     "cancel": Load.cancel,
     "remove": Load.remove,
+    "snatch": Load.snatch,
 }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 from shared.errors import TemporaryError
 from shared.runtime import kubernetes_body as body
@@ -13,18 +15,21 @@ from shared.runtime.kubernetes_access import Access
 from shared.runtime.kubernetes_api import MERGE, Api, ApiError
 from shared.runtime.kubernetes_read import Pod
 from shared.runtime.kubernetes_watch import Pods
-from tests.cluster import NODE_ADDRESS
+from tests.cluster import NODE_ADDRESS, nodes
 from tests.servers.kubernetes import SHARED_CLASS, Kubernetes
+
+SIMULATED_NODES = [f"chaos-{number}" for number in range(10)]
 
 
 class PodEngine:
-    """One namespace of a cluster."""
+    """One namespace of a cluster. `simulated`: its pods go to nodes that only pretend to run them."""
 
     gateway = NODE_ADDRESS
     """Where pods reach this machine."""
 
-    def __init__(self, cluster: Kubernetes) -> None:
+    def __init__(self, cluster: Kubernetes, *, simulated: bool = False) -> None:
         self.cluster = cluster
+        self.simulated = simulated
         self.namespace = f"chaos-{uuid.uuid4().hex[:8]}"
         self._api = Api(Access(str(cluster.kubeconfig), calls_per_second=0))
         self._path = f"/api/v1/namespaces/{self.namespace}"
@@ -39,7 +44,34 @@ class PodEngine:
             "HUBFLOW_KUBERNETES_WRAPPER_IMAGE": self.cluster.image("wrapper:1"),
             "HUBFLOW_KUBERNETES_SHARED_CLASS": SHARED_CLASS,
             "HUBFLOW_S3_JOB_ENDPOINT": f"http://{self.gateway}:{jobs_port}",
+            **(_ON_SIMULATED if self.simulated else {}),
         }
+
+    async def prepare(self) -> None:
+        if self.simulated:
+            await asyncio.gather(*(self.make_node(name) for name in SIMULATED_NODES))
+
+    async def make_node(self, name: str) -> None:
+        """A simulated node, unless it is there."""
+        try:
+            await self._patiently("POST", "/api/v1/nodes", nodes.node(name))
+        except ApiError as error:
+            if error.reason != "AlreadyExists":
+                raise
+
+    async def lose_node(self, name: str) -> None:
+        """It is gone, with whatever was on it."""
+        with contextlib.suppress(ApiError):
+            await self._patiently("DELETE", f"/api/v1/nodes/{name}")
+
+    async def _patiently(self, method: str, path: str, content: dict[str, Any] | None = None) -> None:
+        """Also while the API server is being killed."""
+        while True:
+            try:
+                await self._api.call(method, path, body=content)
+                return
+            except TemporaryError:
+                await asyncio.sleep(0.3)
 
     async def watch(self, installation: str, hear: Callable[[str, dict[str, str]], None]) -> None:
         """Tell, with its labels, of each pod whose job's container begins or ends, once for each pod; until cancelled."""
@@ -62,7 +94,7 @@ class PodEngine:
     async def remove(self, name: str) -> None:
         """As a person does it: `kubectl delete pod`."""
         try:
-            await self._api.call("DELETE", f"{self._path}/pods/{name}")
+            await self._patiently("DELETE", f"{self._path}/pods/{name}")
         except ApiError as error:
             if error.status != 404:
                 raise
@@ -88,8 +120,16 @@ class PodEngine:
                     path, free = f"{self._path}/pods/{pod['metadata']['name']}", {"metadata": {"finalizers": None}}
                     await self._api.call("PATCH", path, body=free, content_type=MERGE)
             await self._api.call("DELETE", self._path)
+            if self.simulated:
+                await asyncio.gather(*(self.lose_node(name) for name in SIMULATED_NODES))
         finally:
             await self._api.close()
+
+
+_ON_SIMULATED = {
+    "HUBFLOW_KUBERNETES_NODE_SELECTOR": ",".join(f"{key}={value}" for key, value in nodes.SELECTOR.items()),
+    "HUBFLOW_KUBERNETES_TOLERATIONS": json.dumps([nodes.TOLERATION]),
+}
 
 
 def _seen(pod: Pod) -> list[str]:

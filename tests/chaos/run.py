@@ -7,7 +7,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,12 @@ from shared.objects import open_object_store
 from shared.settings import ObjectsSettings
 from tests.chaos import evidence
 from tests.chaos.ears import Subscriber, Witness, declare_queue, opened_receiver
-from tests.chaos.load import Load, plan
+from tests.chaos.load import Load, Planned, plan
 from tests.chaos.place import EXPECTED_WORDS, LETTERS, Place, opened_place, ready, start_all
 from tests.chaos.pods import PodEngine
 from tests.chaos.report import Result
 from tests.chaos.storm import FAULTS, ONLY_IF_NAMED, Storm
+from tests.chaos.workflows import KINDS, SIMULATED_KINDS
 from tests.cluster.images import job_images, wrapper_image
 from tests.servers.dockerd import Dockerd, started_dockerd
 from tests.servers.images import TEST_IMAGES, write_archive
@@ -81,8 +82,8 @@ async def storm(order: Order, told: Callable[[str], None], keep: Path | None = N
         engine: Dockerd | PodEngine | None = None
         if order.runtime == "docker":
             engine = await stack.enter_async_context(_engine(folder))
-        elif order.runtime == "kubernetes":
-            engine = await stack.enter_async_context(_pods(folder))
+        elif order.runtime in {"kubernetes", "simulated"}:
+            engine = await stack.enter_async_context(_pods(folder, simulated=order.runtime == "simulated"))
         place = await stack.enter_async_context(opened_place(folder, engine))
         told(f"{order.runtime}: {order.runs} runs, seed {order.seed}; servers are up, logs in {folder}")
         return await _storm(order, place, told, begun)
@@ -101,7 +102,8 @@ async def _storm(order: Order, place: Place, told: Callable[[str], None], begun:
         background.append(asyncio.create_task(witness.watch(), name="witness"))
         background.append(asyncio.create_task(place.supervise(), name="supervisor"))
         stack.callback(lambda: [task.cancel() for task in background])
-        load = Load(place, http, rng.getrandbits(64))
+        repertoire = SIMULATED_KINDS if order.runtime == "simulated" else KINDS
+        load = Load(place, http, rng.getrandbits(64), repertoire)
         await load.prepare("" if place.engine is not None else str(witness.path), receiver)
         faults = Storm(
             place,
@@ -112,7 +114,8 @@ async def _storm(order: Order, place: Place, told: Callable[[str], None], begun:
             order.pace,
             lambda line: told(f"    {line}"),
         )
-        await _let_go(order, load, faults, random.Random(rng.getrandbits(64)), told)
+        planned = plan(order.runs, random.Random(rng.getrandbits(64)), repertoire)
+        await _let_go(order, load, faults, planned, told)
         told(f"{load.progress()}; calm now: everything is mended, it settles")
         await _mend(place)
         findings = await _look(place, load, heard, witness, receiver, told)
@@ -125,7 +128,9 @@ async def _storm(order: Order, place: Place, told: Callable[[str], None], begun:
         )  # fmt: skip
 
 
-async def _let_go(order: Order, load: Load, faults: Storm, rng: random.Random, told: Callable[[str], None]) -> None:
+async def _let_go(
+    order: Order, load: Load, faults: Storm, planned: Sequence[Planned], told: Callable[[str], None]
+) -> None:
     """Runs and faults at the same time, until the last run is over."""
     calm = asyncio.Event()
     begun = time.monotonic()
@@ -137,7 +142,7 @@ async def _let_go(order: Order, load: Load, faults: Storm, rng: random.Random, t
 
     telling = asyncio.create_task(tell(), name="progress")
     raging = asyncio.create_task(faults.rage(calm), name="storm") if order.faults else None
-    going = asyncio.create_task(load.go(plan(order.runs, rng), order.at_once), name="load")
+    going = asyncio.create_task(load.go(planned, order.at_once), name="load")
     try:
         # A storm that fails is a fault of ours, and the load would wait for what nobody mends any more.
         await asyncio.wait([going, *([raging] if raging else [])], return_when=asyncio.FIRST_COMPLETED)
@@ -220,11 +225,12 @@ async def _engine(folder: Path) -> AsyncIterator[Dockerd]:
 
 
 @asynccontextmanager
-async def _pods(folder: Path) -> AsyncIterator[PodEngine]:
+async def _pods(folder: Path, *, simulated: bool) -> AsyncIterator[PodEngine]:
     async with found_kubernetes() as cluster:
         await cluster.load([wrapper_image(WRAPPER), *job_images()], folder)
-        engine = PodEngine(cluster)
+        engine = PodEngine(cluster, simulated=simulated)
         try:
+            await engine.prepare()
             yield engine
         finally:
             await engine.close()
@@ -243,7 +249,10 @@ def _logs(folder: Path) -> Iterable[Path]:
 
 
 def default_runs(runs: int, runtime: str) -> list[tuple[str, int]]:
-    """Which share of the runs goes where: with `both`, a fifth in containers of a real engine."""
+    """Which share of the runs goes where: with `both`, a fifth in containers of a real engine; with `pods`, as many on a real
+    node, and twenty times as many on simulated ones."""
+    if runtime == "pods":
+        return [("kubernetes", runs), ("simulated", 20 * runs)]
     if runtime != "both":
         return [(runtime, runs)]
     engine = max(1, runs // 5)

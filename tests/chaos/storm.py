@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from tests.chaos.ears import Receiver
 from tests.chaos.load import Load
 from tests.chaos.place import LETTERS, NAMES, Place, Replica, faketime
-from tests.chaos.pods import PodEngine
+from tests.chaos.pods import SIMULATED_NODES, PodEngine
 from tests.chaos.proxy import Proxy
 
 BREATH = 60.0
@@ -74,6 +74,8 @@ class Storm:
             return False
         if name == "api-server":
             return isinstance(self.place.engine, PodEngine) and self.place.engine.cluster.own is not None
+        if name == "node":
+            return isinstance(self.place.engine, PodEngine) and self.place.engine.simulated
         if name == "clock" and faketime() is None:
             self.impossible[name] = "libfaketime is not installed (Debian: faketime)"
             return False
@@ -102,6 +104,13 @@ class Storm:
         """kill -9 of the cluster's API server, which takes every watch and every followed log with it."""
         assert isinstance(self.place.engine, PodEngine)
         await self.place.engine.kill_api_server()
+
+    async def lose_node(self, rng: random.Random, target: list[str]) -> None:
+        """A simulated node disappears: for a moment, or until the cluster has given up the pods that were on it."""
+        assert isinstance(self.place.engine, PodEngine)
+        await self.place.engine.lose_node(target[0])
+        await asyncio.sleep(rng.choice((3.0, 75.0)))
+        await self.place.engine.make_node(target[0])
 
     # ------------------------------------------------------------ processes
 
@@ -247,6 +256,7 @@ FAULTS: dict[str, Fault] = {
     "freeze": Fault(1, _one_of(*NAMES), Storm.freeze),
     "clock": Fault(2, _one_of(*NAMES), Storm.skew),
     "api-server": Fault(1, _fixed("api-server"), Storm.kill_api_server),
+    "node": Fault(1, lambda rng: [rng.choice(SIMULATED_NODES)], Storm.lose_node),
     "database": Fault(1, _fixed("database"), Storm.kill_database),
     "broker": Fault(1, _fixed("broker"), Storm.kill_broker),
     "broker-frozen": Fault(1, _fixed("broker"), Storm.freeze_broker),

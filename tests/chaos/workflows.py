@@ -31,6 +31,8 @@ class JobEnd:
     more: str = ""
     """What the log holds after the numbered lines."""
     outputs: Mapping[str, str] = field(default_factory=dict)
+    lost: bool = False
+    """There may be attempts beside these that were lost: something takes pods away, and the job asks to be tried again."""
 
     def log(self, job: str, attempt: int) -> str:
         numbered = "".join(f"{job} {attempt} {i} of {self.lines}\n" for i in range(1, self.lines + 1))
@@ -337,4 +339,47 @@ REPLACED = Kind(
 KINDS = (
     FAN, CHAIN, DIAMOND, LOUD, FILES, FLAKY, LOCKED, PROBE, APPROVED, REFUSED, CONTESTED, SILENT_YES, SILENT_NO, TOO_LATE,
     FAILING, SAYS_NO, LONG, RACING, REMOVED, REPLACED,
+)  # fmt: skip
+
+# ---------------------------------------------------------------- simulated nodes: a pod runs nothing and ends well at once
+
+
+_SIMULATED = JobEnd(lines=0, more="simulated\n", lost=True)
+
+
+def _simulated(name: str, **more: Any) -> dict[str, Any]:
+    return _job(name, retries={"max": 5, "backoff": {"delay": "500ms"}}, **more)
+
+
+def _simulated_end(*jobs: str) -> Callable[[Mapping[str, str], Asked], End]:
+    return lambda _i, _a: End(SUCCEEDED, jobs=dict.fromkeys(jobs, _SIMULATED))
+
+
+def _simulated_decided(_: Mapping[str, str], asked: Asked) -> End:
+    if asked.decision == "approve":
+        return End(SUCCEEDED, jobs=dict.fromkeys(("mail", "deploy"), _SIMULATED))
+    return End(_states("cancelled"), frozenset({"Cancelled"}), jobs={"mail": _SIMULATED}, skipped=frozenset({"deploy"}))
+
+
+def _simulated_cancelled(_: Mapping[str, str], asked: Asked) -> End:
+    if not asked.cancelled:
+        return End(SUCCEEDED, jobs=dict.fromkeys("abc", _SIMULATED))
+    return End(_states("cancelled", "succeeded"), jobs=dict.fromkeys("abc", JobEnd(None, lines=0, more="simulated\n")))
+
+
+_ASK = [_stage("ask", _simulated("mail"), type="pause", pause={}), _stage("deploy", _simulated("deploy"))]
+SIMULATED_KINDS = (
+    Kind("probe", 12, [_stage("only", _simulated("probe"))], _simulated_end("probe")),
+    Kind(
+        "fan", 3, [_stage("spread", *(_simulated(name) for name in "abc")), _stage("join", _simulated("sum"))],
+        _simulated_end("a", "b", "c", "sum"),
+    ),
+    Kind("chain", 3, [_stage("row", *(_simulated(name) for name in "abc"), sequencing="serial")], _simulated_end(*"abc")),
+    Kind("approved", 2, _ASK, _simulated_decided, "approve"),
+    Kind("contested", 1, _ASK, _simulated_decided, "contest"),
+    Kind("snatched", 2, [_stage("only", _simulated("victim"))], _simulated_end("victim"), "snatch"),
+    Kind(
+        "racing", 2, [_stage("run", _simulated("a"), _simulated("b")), _stage("on", _simulated("c"))],
+        _simulated_cancelled, "cancel",
+    ),
 )  # fmt: skip
