@@ -33,4 +33,6 @@ usable_pip || .venv/bin/python -m ensurepip >/dev/null
 echo "venv: installing the packages of requirements/dev.txt (the first time takes a minute)"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+# Where Python is told to write no bytecode, each process would compile all of it anew, which takes as long as starting does.
+.venv/bin/python -m compileall -q cli services shared
 touch .venv/installed

@@ -16,14 +16,20 @@ _NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 class Body(pydantic.BaseModel):
     """A request: unknown keys are refused."""
 
-    model_config = pydantic.ConfigDict(extra="forbid")
+    model_config = pydantic.ConfigDict(extra="forbid", defer_build=True)
+
+
+class Answer(pydantic.BaseModel):
+    """What an answer holds. Like all models here it is made ready when it is used first: a process that starts has no time."""
+
+    model_config = pydantic.ConfigDict(defer_build=True)
 
 
 class Nothing(Body):
     """An empty body."""
 
 
-class Deleted(pydantic.BaseModel):
+class Deleted(Answer):
     deleted: str
 
 
@@ -44,7 +50,7 @@ class NewTenant(Body):
     quota: Quota = Quota.model_construct()
 
 
-class Tenant(pydantic.BaseModel):
+class Tenant(Answer):
     name: str
     quota: Quota
     created_at: datetime
@@ -56,7 +62,7 @@ class NewToken(Body):
     expires_in: float | None = pydantic.Field(None, gt=0, le=10 * 366 * 86400, description="seconds; null: never")
 
 
-class Token(pydantic.BaseModel):
+class Token(Answer):
     id: uuid.UUID
     name: str
     scopes: list[str]
@@ -75,7 +81,7 @@ class SecretValue(Body):
     value: str = pydantic.Field(min_length=1, max_length=64 * 1024)
 
 
-class Secret(pydantic.BaseModel):
+class Secret(Answer):
     """Its value is never given out."""
 
     name: str
@@ -94,7 +100,7 @@ class ApplyQuery(Body):
     file: str = pydantic.Field("hubflow.yaml", max_length=500, description="name of the file in faults")
 
 
-class AppliedWorkflow(pydantic.BaseModel):
+class AppliedWorkflow(Answer):
     """`changed`: a new version was (or with dry_run would be) made. `warnings`: as faults, but nothing is refused."""
 
     name: str
@@ -104,7 +110,7 @@ class AppliedWorkflow(pydantic.BaseModel):
     warnings: list[dict[str, Any]] = []
 
 
-class WorkflowSummary(pydantic.BaseModel):
+class WorkflowSummary(Answer):
     name: str
     version: int
     description: str
@@ -112,7 +118,7 @@ class WorkflowSummary(pydantic.BaseModel):
     updated_at: datetime
 
 
-class WorkflowDetail(pydantic.BaseModel):
+class WorkflowDetail(Answer):
     """One version. `document`: the file as it was understood, with all defaults."""
 
     name: str
@@ -127,14 +133,14 @@ class WorkflowDetail(pydantic.BaseModel):
     document: dict[str, Any]
 
 
-class WorkflowVersion(pydantic.BaseModel):
+class WorkflowVersion(Answer):
     version: int
     digest: str
     created_by: str
     created_at: datetime
 
 
-class HookInfo(pydantic.BaseModel):
+class HookInfo(Answer):
     """Where other systems send their webhooks, and what they sign them with."""
 
     secret: str
@@ -157,7 +163,7 @@ class RunQuery(Body):
     since: int | None = pydantic.Field(None, ge=0, le=LARGEST, description="for change: `seq` of the answer before")
 
 
-class Decision(pydantic.BaseModel):
+class Decision(Answer):
     action: Literal["approve", "cancel"]
     by: str
     comment: str = ""
@@ -169,14 +175,14 @@ class DecisionBody(Body):
     comment: str = pydantic.Field("", max_length=1000)
 
 
-class DecidedStage(pydantic.BaseModel):
+class DecidedStage(Answer):
     run: uuid.UUID
     number: int
     stage: str
     decision: Decision
 
 
-class JobBrief(pydantic.BaseModel):
+class JobBrief(Answer):
     """`attempt` 0: none was made yet. `carried_from`: the run whose success it carries over."""
 
     name: str
@@ -193,7 +199,7 @@ class JobBrief(pydantic.BaseModel):
     carried_from: uuid.UUID | None
 
 
-class StageView(pydantic.BaseModel):
+class StageView(Answer):
     name: str
     type: str
     state: str
@@ -206,7 +212,7 @@ class StageView(pydantic.BaseModel):
     jobs: list[JobBrief]
 
 
-class Waiting(pydantic.BaseModel):
+class Waiting(Answer):
     """Why a run does not go on. `position`: how many of the tenant's runs (or jobs) come before."""
 
     reason: str
@@ -214,7 +220,7 @@ class Waiting(pydantic.BaseModel):
     position: int | None
 
 
-class RunSummary(pydantic.BaseModel):
+class RunSummary(Answer):
     id: uuid.UUID
     number: int
     workflow: str
@@ -243,7 +249,7 @@ class CancelRun(Body):
     reason: str = pydantic.Field("", max_length=1000)
 
 
-class CancelledRun(pydantic.BaseModel):
+class CancelledRun(Answer):
     """The request is recorded; the run ends once its containers have been stopped."""
 
     id: uuid.UUID
@@ -257,14 +263,14 @@ class EventQuery(Body):
     follow: bool = pydantic.Field(False, description="go on as Server-Sent Events until the run is over")
 
 
-class Events(pydantic.BaseModel):
+class Events(Answer):
     """Events of a run, oldest first; their fields stand in the AsyncAPI document."""
 
     items: list[dict[str, Any]]
     next_since: int
 
 
-class Attempt(pydantic.BaseModel):
+class Attempt(Answer):
     """One container. `state` null: it is not over, or its outcome is not known yet."""
 
     attempt: int
@@ -306,7 +312,7 @@ class AttemptQuery(Body):
     attempt: int | None = pydantic.Field(None, ge=1, le=LARGEST_SMALL, description="default: the newest that has it")
 
 
-class Artifact(pydantic.BaseModel):
+class Artifact(Answer):
     """A tar archive (zstd or gzip) that a job has kept. `url`: where to get it."""
 
     job: str
@@ -319,7 +325,7 @@ class Artifact(pydantic.BaseModel):
     url: str
 
 
-class ArtifactList(pydantic.BaseModel):
+class ArtifactList(Answer):
     items: list[Artifact]
 
 
@@ -327,7 +333,7 @@ class FileQuery(Body):
     tag: str = pydantic.Field("latest", pattern=r"^\w[\w.-]{0,127}$", description="version of the file")
 
 
-class StoredFile(pydantic.BaseModel):
+class StoredFile(Answer):
     url: str
     size: int
     sha256: str
@@ -336,7 +342,7 @@ class StoredFile(pydantic.BaseModel):
 # ---------------------------------------------------------------- operation
 
 
-class AuditEntry(pydantic.BaseModel):
+class AuditEntry(Answer):
     id: uuid.UUID
     at: datetime
     actor: str
@@ -345,7 +351,7 @@ class AuditEntry(pydantic.BaseModel):
     details: dict[str, Any]
 
 
-class DeadEvent(pydantic.BaseModel):
+class DeadEvent(Answer):
     """A message that a service could not handle. `event`: its fields, null if it is none of ours."""
 
     id: uuid.UUID
@@ -360,7 +366,7 @@ class DeadQuery(Body):
     limit: int = pydantic.Field(100, ge=1, le=1000)
 
 
-class DeadEvents(pydantic.BaseModel):
+class DeadEvents(Answer):
     items: list[DeadEvent]
 
 
@@ -368,7 +374,7 @@ class Replay(Body):
     ids: list[uuid.UUID] = pydantic.Field(min_length=1, max_length=1000)
 
 
-class Replayed(pydantic.BaseModel):
+class Replayed(Answer):
     replayed: list[uuid.UUID]
 
 
@@ -383,7 +389,7 @@ class NewSubscription(Body):
     enabled: bool = True
 
 
-class Subscription(pydantic.BaseModel):
+class Subscription(Answer):
     id: uuid.UUID
     url: str
     types: list[str]
@@ -397,7 +403,7 @@ class ShownSubscription(Subscription):
     secret: str | None
 
 
-class Delivery(pydantic.BaseModel):
+class Delivery(Answer):
     """One event to one endpoint. `last_status`: HTTP status of the last try, null if there was no answer."""
 
     id: uuid.UUID
@@ -412,7 +418,7 @@ class Delivery(pydantic.BaseModel):
     finished_at: datetime | None
 
 
-class TestedSubscription(pydantic.BaseModel):
+class TestedSubscription(Answer):
     """The event that was told; its delivery appears in the list of deliveries."""
 
     event: uuid.UUID

@@ -56,6 +56,8 @@ class Claim:
     trigger: Mapping[str, Any]
     inputs: Mapping[str, Any]
     model: Workflow
+    again: bool = False
+    """It was claimed before, by somebody who may have started it and died."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,6 +197,7 @@ async def _spec(event: JobReady, claimed: Claim, stage: Stage, job: Job, context
             for service in composed.services
         ),
         options=composed.options,
+        again=claimed.again,
     )
 
 

@@ -23,9 +23,9 @@ WITH claimed AS (
     UPDATE attempts SET claimed_at = coalesce(claimed_at, now())
     WHERE container = ANY ($1::text[]) AND stop_requested_at IS NULL AND submitted_at IS NULL
         AND NOT EXISTS (SELECT 1 FROM attempt_outcomes o WHERE o.container = attempts.container AND o.finished_at IS NOT NULL)
-    RETURNING container, run, job, attempt
+    RETURNING container, run, job, attempt, claimed_at < now() AS again
 )
-SELECT c.container, c.run, c.job, c.attempt, j.stage, r.tenant, r.number, r.workflow, r.version, r.trigger, r.inputs,
+SELECT c.container, c.run, c.job, c.attempt, c.again, j.stage, r.tenant, r.number, r.workflow, r.version, r.trigger, r.inputs,
     concat_ws('/', v.tenant, v.workflow, v.version, v.digest) AS key,
     CASE WHEN concat_ws('/', v.tenant, v.workflow, v.version, v.digest) = ANY ($2::text[])
         THEN NULL ELSE v.document END AS document,
@@ -141,7 +141,7 @@ def _claim(row: Any, model: Workflow) -> Claim:
     return Claim(
         container=row["container"], tenant=row["tenant"], run=row["run"], number=row["number"], stage=row["stage"],
         job=row["job"], attempt=row["attempt"], workflow=row["workflow"], version=row["version"], trigger=row["trigger"],
-        inputs=row["inputs"], model=model,
+        inputs=row["inputs"], model=model, again=row["again"],
     )  # fmt: skip
 
 

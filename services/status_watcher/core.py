@@ -59,6 +59,8 @@ def outcome_of(seen: Observation) -> Outcome:
     else:
         state, reason, message = _without_document(seen)
     started = document.get("started") if document is not None else None
+    if seen.reason == Reason.CONTAINER_GONE and seen.started_at is not None:
+        started = True
     return Outcome(
         container=seen.name,
         uid=seen.uid,

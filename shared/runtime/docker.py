@@ -65,7 +65,8 @@ class DockerRuntime:
         beaten = False
         for _ in range(20):
             found = await self._starter.find(name)
-            if found is None and beaten:
+            if (found is None and beaten) or (found is not None and body.vanishing(found)):
+                beaten = True
                 # The engine gives a name away before the new container can be found: to a start that overtook us.
                 await asyncio.sleep(GIVE_WAY)
                 continue
@@ -162,7 +163,7 @@ class DockerRuntime:
             status = found["State"]["Status"]
             if not started and unstarted(found):
                 await self._starter.changed(found["Id"], 60.0)
-            elif not started and status == "removing":
+            elif not started and body.vanishing(found):
                 await asyncio.sleep(GIVE_WAY)
             elif status == "created":
                 return

@@ -21,6 +21,8 @@ LABEL = "hubflow.label."
 ENDED_REASON = "hubflow.ended.reason"
 """On a container that stands for one which never started: why. It is never started itself."""
 ENDED_MESSAGE = "hubflow.ended.message"
+ENDED_STARTED = "hubflow.ended.started"
+"""When it had started nevertheless (RFC 3339)."""
 PULLING = "hubflow.pulling"
 """On a container that stands for one whose image is being pulled."""
 SERVICES = "hubflow.services"
@@ -78,6 +80,13 @@ def labels_to(spec_labels: Mapping[str, str], installation: str) -> dict[str, st
 def labels_from(attributes: Mapping[str, str]) -> dict[str, str]:
     """Labels of the spec, from a container's labels or an event's attributes."""
     return {key[len(LABEL) :]: value for key, value in attributes.items() if key.startswith(LABEL)}
+
+
+def vanishing(found: Mapping[str, Any]) -> bool:
+    """Is this container being removed without ever having started? Whoever does that makes another of its name, or has given it
+    up. The engine calls it `removing`, and in the last moment `dead`, as it calls one that has ended."""
+    state = found["State"]
+    return state["Status"] in {"removing", "dead"} and str(state.get("StartedAt", "")).startswith("0001-")
 
 
 def create(spec: ContainerSpec, image: str, installation: str, volume: str, log: Mapping[str, Any]) -> dict[str, Any]:

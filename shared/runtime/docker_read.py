@@ -60,7 +60,8 @@ class Reader:
                     return None
                 raise TemporaryError(f"the engine cannot describe {name}: {error}") from error
             labels = found["Config"].get("Labels") or {}
-            if labels.get(body.INSTALLATION) != self._installation or found["State"]["Status"] in _LEAVING:
+            leaving = found["State"]["Status"] in _LEAVING or body.vanishing(found)
+            if labels.get(body.INSTALLATION) != self._installation or leaving:
                 return None
             if found["State"]["Status"] not in _ENDED:
                 created = found["State"]["Status"] in _WAITING
@@ -122,7 +123,8 @@ def living(name: str, identity: str, labels: Mapping[str, str], *, created: bool
     ours = body.labels_from(labels)
     if body.ENDED_REASON in labels:
         reason, message = labels[body.ENDED_REASON], labels.get(body.ENDED_MESSAGE, "")
-        return Observation(name, identity, Phase.FINISHED, ours, reason=reason, message=message)
+        started = moment(labels.get(body.ENDED_STARTED))
+        return Observation(name, identity, Phase.FINISHED, ours, reason=reason, message=message, started_at=started)
     return Observation(name, identity, Phase.PENDING if created else Phase.RUNNING, ours)
 
 

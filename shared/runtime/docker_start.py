@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from shared.runtime import docker_body as body
 from shared.runtime.docker_services import Services
 from shared.runtime.engine import Engine, EngineError, json_lines
 from shared.runtime.protocol import ContainerSpec
+from shared.runtime.results import moment
 from shared.runtime.wrapper import binary_for
 from shared.states import Reason
 
@@ -73,6 +75,13 @@ class Starter:
         """See the protocol. Failures of the pull and of the start itself are observed, not raised."""
         body.check(spec)
         image = body.with_tag(spec.image or self._default_image)
+        if spec.again and (started := await self._gone_since(spec.name)):
+            message = (
+                "somebody removed its container, and the executor that had started it could not note that any more"
+            )
+            labels = body.labels_to(spec.labels, self._installation) | _ended(Reason.CONTAINER_GONE, message)
+            await self.hold(spec.name, {**labels, body.ENDED_STARTED: started})
+            return
         for _ in range(20):
             identity = await self._create(spec, image)
             if identity is None:
@@ -81,6 +90,20 @@ class Starter:
             elif await self._launch(spec, image, identity):
                 return
         raise TemporaryError(f"container {spec.name} keeps being started by somebody else, who never finishes")
+
+    async def _gone_since(self, name: str) -> str:
+        """When a container of this name started that is not there any more; "" for none, as far as the engine remembers."""
+        try:
+            now = moment((await self._engine.call("GET", "/info")).get("SystemTime")) or datetime.now(UTC)
+            query = {**body.event_query(["start"], container=name, since=1), "until": f"{now.timestamp():.6f}"}
+            async with self._engine.request("GET", "/events", query=query) as response:
+                started = [event async for event in json_lines(response)]
+        except EngineError as error:
+            raise TemporaryError(f"the engine cannot tell what has happened: {error}") from error
+        times = [event["timeNano"] for event in started if event["Actor"]["Attributes"].get("name") == name]
+        if not times or await self.find(name) is not None:
+            return ""
+        return datetime.fromtimestamp(times[-1] / 1e9, UTC).isoformat()
 
     # creating
 
@@ -172,8 +195,7 @@ class Starter:
         """Replace a container that has not started by one that says why it never will. False if it is not there."""
         if not await self.delete_unstarted(identity):
             return False
-        ended = {body.ENDED_REASON: reason, body.ENDED_MESSAGE: message[:2000]}
-        return await self.hold(name, {**labels, **ended}) is not None
+        return await self.hold(name, {**labels, **_ended(reason, message)}) is not None
 
     async def delete_unstarted(self, identity: str) -> bool:
         """Delete a container unless it has started or is gone; True if this call has deleted it."""
@@ -239,6 +261,9 @@ class Starter:
         """Is the container of this name past starting? Waits for who is at it; removes what they have left behind."""
         found = await self.find(name)
         if found is None:
+            return False
+        if body.vanishing(found):
+            await asyncio.sleep(GIVE_WAY)
             return False
         if not unstarted(found):
             return True
@@ -354,6 +379,11 @@ def unstarted(found: Mapping[str, Any]) -> bool:
     """Is this container (as the engine describes it) still to be started by somebody?"""
     labels = found["Config"].get("Labels") or {}
     return found["State"]["Status"] == "created" and body.ENDED_REASON not in labels
+
+
+def _ended(reason: str, message: str) -> dict[str, str]:
+    """Labels of a container that will never start."""
+    return {body.ENDED_REASON: reason, body.ENDED_MESSAGE: message[:2000]}
 
 
 def _refused(spec: ContainerSpec, error: EngineError) -> Exception:

@@ -90,6 +90,9 @@ class ContainerSpec:
     """Runtimes that cannot have them refuse the spec (Unsupported)."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What only some runtimes offer (runtimeClass, nodeSelector, ...). Unknown ones are refused by name."""
+    again: bool = False
+    """It may have been started before: a runtime that remembers one of this name which has started and is gone tells it as
+    ContainerGone, and starts none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,10 @@ def builtin_of(component: str) -> str:
 class Part(BaseModel):
     """Common to all parts: unknown keys are refused, nothing can be changed, a key without a value counts as absent."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True,
+        defer_build=True,  # made ready with the first workflow that is read
+    )  # fmt: skip
 
     @model_validator(mode="before")
     @classmethod

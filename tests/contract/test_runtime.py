@@ -6,11 +6,13 @@ All parts are real: the wrapper's binary, operating system processes that are ki
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import random
 import signal
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -326,6 +328,29 @@ async def test_t05_a_container_removed_by_hand_is_gone(place, runtime, watcher):
     assert told.labels["job"] == "j1"
 
 
+async def test_who_starts_again_what_was_removed_by_hand_starts_nothing(place, runtime, watcher):
+    """The executor that had started it died before it could note that; nobody else knows."""
+    if place.kind != "docker":
+        pytest.skip("a pod stays until its outcome is recorded; plain processes keep no history")
+    name = new_name()
+    await runtime.start(spec(name, "sleep 60"))
+    await watcher.until(name, Phase.RUNNING)
+    await place.remove_by_hand(name)
+    await runtime.start(dataclasses.replace(spec(name, "sleep 60"), again=True))
+    told = await runtime.inspect(name)
+    assert (told.phase, told.reason) == (Phase.FINISHED, "ContainerGone")
+    assert told.started_at is not None
+    await runtime.remove(name)
+    assert await runtime.inspect(name) is None
+
+
+async def test_starting_again_what_never_started_starts_it(runtime, watcher):
+    name = new_name()
+    await runtime.start(dataclasses.replace(spec(name, "true"), again=True))
+    assert (await watcher.until(name, Phase.FINISHED)).exit_code == 0
+    await runtime.remove(name)
+
+
 async def test_removing_a_finished_container_is_no_news(runtime, watcher):
     name, after = new_name(), new_name()
     await runtime.start(spec(name, "true"))
@@ -612,6 +637,33 @@ async def test_a_pruned_wrapper_is_installed_again(docker_place, docker, docker_
     await docker_place.engine("DELETE", f"/volumes/{(await docker._starter.ready()).volume}")
     await docker.start(spec(second, "true"))
     assert (await docker_watcher.until(second, Phase.FINISHED)).exit_code == 0
+
+
+@pytest.mark.servers
+async def test_a_start_or_stop_that_meets_the_removal_of_a_half_done_one_is_not_fooled(docker, docker_watcher):
+    """The engine shows a container that is being removed for a while: one that never started has not been started."""
+    starter = docker._starter
+    for milliseconds in range(0, 20, 2):
+        name = new_name()
+        wanted = spec(name, "echo up; exec sleep 60" if milliseconds % 4 else "echo up")
+        left_behind = await starter._create(wanted, IMAGE)
+        assert left_behind is not None
+
+        async def remove(identity: str = left_behind) -> None:
+            assert await starter.delete_unstarted(identity)
+
+        async def start(wanted: Any = wanted, seconds: float = milliseconds / 1000) -> None:
+            await asyncio.sleep(seconds)
+            await docker.start(wanted)
+
+        await asyncio.gather(remove(), start())
+        assert (await docker.inspect(name)).phase in {Phase.RUNNING, Phase.FINISHED}
+        if milliseconds % 4:
+            await docker.stop(name, 1.0)
+        told = await docker_watcher.until(name, Phase.FINISHED)
+        assert told.result is not None
+        assert await read(docker, name, follow=True) == b"up\n"
+        await docker.remove(name)
 
 
 @pytest.mark.servers

@@ -17,6 +17,7 @@ from tests.chaos.run import chosen, default_runs
 from tests.chaos.storm import FAULTS
 from tests.chaos.workflows import FAN, LOCKED, Asked
 from tests.chaos.workflows import KINDS as RUN_KINDS
+from tests.chaos.workflows import SIMULATED_KINDS
 
 
 class Runs:
@@ -32,13 +33,16 @@ def lines(*words: str) -> list[Said]:
     return [Said(what, run, job, 1) for what, run, job in (word.split() for word in words)]
 
 
-def test_the_same_seed_draws_the_same_runs() -> None:
-    drawn = [[(r.kind.name, r.tenant, r.inputs) for r in plan(200, random.Random(seed))] for seed in (7, 7, 8)]
+@pytest.mark.parametrize("repertoire", [RUN_KINDS, SIMULATED_KINDS], ids=["real", "simulated"])
+def test_the_same_seed_draws_the_same_runs(repertoire: Any) -> None:
+    drawn = [
+        [(r.kind.name, r.tenant, r.inputs) for r in plan(200, random.Random(seed), repertoire)] for seed in (7, 7, 8)
+    ]
     assert drawn[0] == drawn[1] != drawn[2]
-    assert {name for name, _, _ in drawn[0]} >= {kind.name for kind in RUN_KINDS if kind.weight > 2}
+    assert {name for name, _, _ in drawn[0]} >= {kind.name for kind in repertoire if kind.weight > 2}
 
 
-@pytest.mark.parametrize("kind", RUN_KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [*RUN_KINDS, *SIMULATED_KINDS], ids=lambda kind: kind.name)
 def test_each_kind_is_a_workflow_whose_jobs_the_model_knows(kind: Any) -> None:
     model = parse_workflow(kind.source("/witness"), "chaos.yaml").model
     jobs = {job.name for _, job in model.jobs()}
@@ -95,3 +99,4 @@ def test_the_file_has_what_readers_rely_on() -> None:
     assert written["recovery_s"] == {"p50": 2.0, "max": 9.0}
     assert "!!! NOT DONE: clock" in table([result])
     assert default_runs(500, "both") == [("process", 400), ("docker", 100)]
+    assert default_runs(100, "pods") == [("kubernetes", 100), ("simulated", 2000)]
