@@ -15,9 +15,8 @@ from tests.chaos.load import TENANTS, Planned, plan
 from tests.chaos.report import Result, document, table
 from tests.chaos.run import chosen, default_runs
 from tests.chaos.storm import FAULTS
-from tests.chaos.workflows import FAN, LOCKED, Asked
+from tests.chaos.workflows import FAN, LOCKED, SIMULATED_KINDS, Asked
 from tests.chaos.workflows import KINDS as RUN_KINDS
-from tests.chaos.workflows import SIMULATED_KINDS
 
 
 class Runs:
