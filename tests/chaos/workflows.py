@@ -341,10 +341,10 @@ KINDS = (
     FAILING, SAYS_NO, LONG, RACING, REMOVED, REPLACED,
 )  # fmt: skip
 
-# ---------------------------------------------------------------- simulated nodes: a pod runs nothing and ends well at once
+# ---------------------------------------------------------------- simulated nodes: a pod runs nothing, says nothing and ends well at once
 
 
-_SIMULATED = JobEnd(lines=0, more="simulated\n", lost=True)
+_SIMULATED = JobEnd(lines=0, lost=True)
 
 
 def _simulated(name: str, **more: Any) -> dict[str, Any]:
@@ -364,7 +364,7 @@ def _simulated_decided(_: Mapping[str, str], asked: Asked) -> End:
 def _simulated_cancelled(_: Mapping[str, str], asked: Asked) -> End:
     if not asked.cancelled:
         return End(SUCCEEDED, jobs=dict.fromkeys("abc", _SIMULATED))
-    return End(_states("cancelled", "succeeded"), jobs=dict.fromkeys("abc", JobEnd(None, lines=0, more="simulated\n")))
+    return End(_states("cancelled", "succeeded"), jobs=dict.fromkeys("abc", JobEnd(None, lines=0)))
 
 
 _ASK = [_stage("ask", _simulated("mail"), type="pause", pause={}), _stage("deploy", _simulated("deploy"))]
