@@ -341,7 +341,7 @@ KINDS = (
     FAILING, SAYS_NO, LONG, RACING, REMOVED, REPLACED,
 )  # fmt: skip
 
-# ---------------------------------------------------------------- simulated nodes: a pod runs and says nothing, and ends well at once
+# ---------------------------------------------------------------- simulated nodes: no log, and a good end at once
 
 
 _SIMULATED = JobEnd(lines=0, lost=True)
