@@ -24,6 +24,7 @@ from shared.batching import Batcher
 from shared.embedded import S3Address
 from shared.errors import TemporaryError
 from shared.events import JobFinished, JobReady, JobSubmitted, RunCreated, RunFinished
+from shared.runtime.protocol import ContainerSpec
 from tests.integration.jobs import ROOT, TENANT, House, container_of, opened_house, tasks_of, until
 
 SIMPLE = """
@@ -90,6 +91,24 @@ async def test_t23_the_same_start_twice_and_by_two_replicas_makes_one_container(
     await on_job_ready(ready, one)  # delivered once more, long after
     assert (await log_of(house, ready)).count(b"hello") == 2  # `hello world hello`: one line
     assert len(await house.told(ready.run, JobSubmitted)) == 1
+
+
+async def test_only_who_starts_for_the_second_time_says_so(house: House) -> None:
+    """The runtime then looks whether the container was removed by hand meanwhile."""
+    ready = await house.ready(await house.run(SIMPLE), "hello")
+    said: list[bool] = []
+
+    class Away:
+        name = "process"
+
+        async def start(self, spec: ContainerSpec) -> None:
+            said.append(spec.again)
+            raise TemporaryError("the engine is away")
+
+    for _ in range(2):
+        with pytest.raises(TemporaryError):
+            await on_job_ready(ready, executor_of(house, Away()))
+    assert said == [False, True]
 
 
 async def test_t24_a_start_that_was_not_told_is_told_by_the_next_delivery(house: House) -> None:
