@@ -19,6 +19,10 @@ from tests.chaos.storm import FAULTS
 from tests.servers import RABBITMQ, missing
 from tests.servers.kubernetes import missing as missing_kubernetes
 
+PODS = ("pods", "kubernetes", "simulated")
+MORE_SIMULATED = 4
+"""Times as many runs are open at the same time where pods cost their nodes nothing."""
+
 
 def main() -> int:
     given = _arguments()
@@ -31,22 +35,24 @@ def main() -> int:
     if any(runtime == "docker" for runtime, _ in parts) and (lacking := missing("dockerd", "containerd", "runc", "ip")):
         print(f"chaos: !!! no containers of an engine: {lacking}; all runs are plain processes", file=sys.stderr)
         parts = [("process", given.runs)]
-    if given.runtime in {"pods", "kubernetes", "simulated"} and (lacking := missing_kubernetes()):
+    if given.runtime in PODS and (lacking := missing_kubernetes()):
         print(f"chaos: kubernetes: {lacking}", file=sys.stderr)
         return 2
     for library in ("aio_pika", "aiormq", "asyncio"):
         logging.getLogger(library).setLevel(logging.CRITICAL)  # that a broker is away is what we do to them
     results: list[Result] = []
     for runtime, runs in parts:
-        order = Order(runs, given.seed, given.faults, runtime, given.pace, given.at_once)
+        at_once = given.at_once * (MORE_SIMULATED if runtime == "simulated" else 1)
+        order = Order(runs, given.seed, given.faults, runtime, given.pace, at_once)
         results.append(asyncio.run(storm(order, tell, given.output.parent / f"chaos-{runtime}")))
+        print(table(results[-1:]), flush=True)
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(document(results), indent=2) + "\n")
-    print(table(results))
     good = all(result.findings.good for result in results)
     print(f"\nchaos: {'everything is as it must be' if good else 'NOT everything is as it must be'}; {given.output}")
     if not good:
-        print(f"chaos: the same storm again: make chaos RUNS={given.runs} SEED={given.seed}")
+        target = "chaos-kubernetes" if given.runtime in PODS else "chaos"
+        print(f"chaos: the same storm again: make {target} RUNS={given.runs} SEED={given.seed} RUNTIME={given.runtime}")
     return 0 if good else 1
 
 
@@ -61,9 +67,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--faults", type=chosen, default="all", help=f"with commas, or their beginnings: {', '.join(FAULTS)}"
     )
-    parser.add_argument(
-        "--runtime", choices=["both", "process", "docker", "pods", "kubernetes", "simulated"], default="both"
-    )
+    parser.add_argument("--runtime", choices=["both", "process", "docker", *PODS], default="both")
     parser.add_argument("--pace", type=float, default=2.0, help="seconds between two faults, on average")
     parser.add_argument("--at-once", type=int, default=40, help="runs that are open at the same time")
     parser.add_argument("--output", type=Path, default=Path("build/chaos.json"))
