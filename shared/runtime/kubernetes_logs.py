@@ -6,6 +6,7 @@ What it cannot give back stands in docs/kubernetes.md.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
@@ -22,10 +23,22 @@ END_TOLD_WITHIN = 3.0
 """Seconds within which kubelet tells that a container has ended whose log has ended; else the log is taken up again."""
 UNREADABLE = 600.0
 """Seconds after a container's end until which its node is asked for its log again and again."""
+NOT_KEPT = 20.0
+"""The same where the node answers that it has none: its container runtime may be starting."""
 SILENCE = 6 * 3600.0
 """Seconds without output after which a followed log is asked for anew (T57)."""
 _STARTED = ("running", "terminated")
+_NODE_SAYS = re.compile(
+    rb"unable to retrieve container logs for [a-z-]+://[0-9a-f]+|failed to try resolving symlinks in path \"[^\"\n]+\": [^\n]+"
+)
+"""What kubelet sends in place of a log that it does not have: with status 200, and as if the container had printed it."""
+_NODE_BEGINS = (b"unable to retrieve container logs for ", b'failed to try resolving symlinks in path "')
+_NODE_SAYS_AT_MOST = 1000
 _log = get_logger("runtime")
+
+
+class NotKeptError(TemporaryError):
+    """The node answers that it has no such log."""
 
 
 class Logs:
@@ -52,7 +65,8 @@ class Logs:
                         offset += len(chunk)
                         yield chunk
                 except TemporaryError as error:
-                    if not (ended and _nobody_has_it(pod)):
+                    patience = NOT_KEPT if isinstance(error, NotKeptError) else UNREADABLE
+                    if not (ended and _nobody_has_it(pod, patience)):
                         raise
                     _log.warning("log cannot be read any more, what was read of it stays", pod=name, error=str(error))
             if ended or not follow:
@@ -73,7 +87,7 @@ class Logs:
         query = {"container": body.JOB, "follow": "true" if follow else "false"}
         try:
             async with self._api.request("GET", path, query=query, idle=SILENCE) as response:
-                async for chunk in response.content.iter_any():
+                async for chunk in _words_of_the_job(response.content.iter_any(), pod.name):
                     if offset < len(chunk):
                         yield chunk[offset:]
                     offset = max(0, offset - len(chunk))
@@ -82,9 +96,27 @@ class Logs:
                 raise TemporaryError(f"the log of {pod.name} cannot be read: {error}") from error
 
 
-def _nobody_has_it(pod: Pod) -> bool:
+async def _words_of_the_job(chunks: AsyncIterator[bytes], name: str) -> AsyncIterator[bytes]:
+    """The log as it comes. Raises NotKeptError if these are no job's words but kubelet's, which must be all there is."""
+    first: bytes | None = b""
+    async for chunk in chunks:
+        if first is not None:
+            first += chunk
+            if len(first) <= _NODE_SAYS_AT_MOST and any(
+                first[: len(words)] == words[: len(first)] for words in _NODE_BEGINS
+            ):
+                continue
+            chunk, first = first, None
+        yield chunk
+    if first:
+        if _NODE_SAYS.fullmatch(first):
+            raise NotKeptError(f"the node of {name} says: {first.decode(errors='replace')}")
+        yield first
+
+
+def _nobody_has_it(pod: Pod, patience: float) -> bool:
     """Is this ended pod's log lost with its node? If that were not bounded, the pod would stay for ever for its log."""
     if "terminated" not in pod.job:
         return True  # over without a container that has ended: its node is gone
     ended = moment(pod.job["terminated"].get("finishedAt"))
-    return ended is None or datetime.now(UTC) - ended > timedelta(seconds=UNREADABLE)
+    return ended is None or datetime.now(UTC) - ended > timedelta(seconds=patience)

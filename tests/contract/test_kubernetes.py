@@ -12,7 +12,10 @@ import pytest
 from shared.errors import PermanentError, TemporaryError
 from shared.oci import open_registry_client, parse_reference
 from shared.runtime import kubernetes_body as body
+from shared.runtime import kubernetes_logs
 from shared.runtime.kubernetes import KubernetesRuntime
+from shared.runtime.kubernetes_access import Access
+from shared.runtime.kubernetes_api import Api
 from shared.runtime.protocol import Phase, Resources
 from tests.cluster import NODE, NODE_ADDRESS, REFUSING_REGISTRY, REGISTRY
 from tests.cluster.images import job_images
@@ -359,6 +362,16 @@ async def test_a_quota_of_the_cluster_delays_and_fails_nothing(kubernetes_place)
         await place.cluster("DELETE", f"/api/v1/namespaces/{place.installation}")
 
 
+async def raw_log(place, name: str) -> bytes:
+    """As the API server gives it."""
+    api = Api(Access(place.where))
+    try:
+        async with api.request("GET", f"{place.pod_path(name)}/log") as response:
+            return await response.read()
+    finally:
+        await api.close()
+
+
 # an API server that is unwell
 
 
@@ -455,6 +468,26 @@ async def test_watches_that_are_cut_are_taken_up_where_they_were(kubernetes_plac
             await asyncio.sleep(0.3)
         assert (await watcher.until(name, Phase.FINISHED)).exit_code == 0
         assert runtime.pods.relists == 1
+
+
+async def test_what_a_node_says_in_place_of_a_log_is_not_the_log(kubernetes_place, cluster, monkeypatch):
+    """A pod is deleted by hand; its node removes the container, and the log with it."""
+    monkeypatch.setattr(kubernetes_logs, "NOT_KEPT", 1.0)
+    async with watched(kubernetes_place) as (runtime, watcher):
+        name = new_name()
+        await runtime.start(spec(name, "echo up; sleep 60", grace_s=1))
+        await watcher.until(name, Phase.RUNNING)
+        await kubernetes_place.cluster("DELETE", kubernetes_place.pod_path(name))
+        await watcher.until(name, Phase.FINISHED)
+        async with asyncio.timeout(60):
+            while not (await raw_log(kubernetes_place, name)).startswith(b"unable to retrieve"):
+                await asyncio.sleep(0.1)
+            while True:
+                with contextlib.suppress(TemporaryError):
+                    assert [chunk async for chunk in runtime.logs(name, 0, follow=True)] == []
+                    break
+                await asyncio.sleep(0.1)
+        await runtime.remove(name)
 
 
 async def test_t55_a_log_survives_the_end_of_the_api_server(kubernetes_place, cluster):
