@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import asyncpg
+
 from shared import object_keys
 from shared.clock import timestamp
 from shared.db.database import Transaction
+from shared.errors import TemporaryError
 from shared.events import JobFinished, JobRunning
 
 MESSAGE_LIMIT = 2000
@@ -112,11 +115,16 @@ async def record_outcomes(tx: Transaction, outcomes: Iterable[Outcome]) -> set[s
     """Record the outcomes that are news and tell job.finished of each. Returns their containers.
 
     Not among them: what was told before, another uid than the one seen running (T21), and containers of no known attempt.
+    Raises TemporaryError if somebody else records one of them at the same moment.
     """
     by_container = {outcome.container: outcome for outcome in reversed(list(outcomes))}
     if not by_container:
         return set()
-    rows = await tx.connection.fetch(_RECORD, [_row(outcome) for outcome in by_container.values()])
+    try:
+        rows = await tx.connection.fetch(_RECORD, [_row(outcome) for outcome in by_container.values()])
+    except asyncpg.UniqueViolationError as error:
+        # The same by somebody else at the same moment. ON CONFLICT sees to one unique index only, and there are two.
+        raise TemporaryError("another process records the end of the same attempt", delay=0.05) from error
     artifacts = [artifact for row in rows for artifact in _artifact_rows(row, by_container[row["container"]])]
     if artifacts:
         await tx.connection.execute(_RECORD_ARTIFACTS, artifacts)
