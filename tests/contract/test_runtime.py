@@ -27,7 +27,6 @@ from tests.contract.runtime_places import (
     Watcher,
     new_name,
     read,
-    remove_helpers,
     spec,
 )
 
@@ -626,17 +625,22 @@ async def test_secrets_are_not_in_what_the_engine_tells(docker_place, docker, do
 
 
 @pytest.mark.servers
-async def test_a_pruned_wrapper_is_installed_again(docker_place, docker, docker_watcher):
-    first, second = new_name(), new_name()
-    await docker.start(spec(first, "true"))
-    await docker_watcher.until(first, Phase.FINISHED)
-    for found in await docker_place.engine("GET", "/containers/json", query={"all": "1"}):
-        if found["Labels"].get("hubflow.installation") == docker_place.installation:
-            await docker_place.engine("DELETE", f"/containers/{found['Id']}", query={"force": "1"})
-    await remove_helpers(docker_place.where)
-    await docker_place.engine("DELETE", f"/volumes/{(await docker._starter.ready()).volume}")
-    await docker.start(spec(second, "true"))
-    assert (await docker_watcher.until(second, Phase.FINISHED)).exit_code == 0
+async def test_a_pruned_wrapper_is_installed_again(docker_place, wrapper, tmp_path):
+    other = tmp_path / "hubflow-wrapper"
+    other.write_bytes(wrapper.read_bytes() + b"of its own")  # so that it has a volume that no container of others uses
+    other.chmod(0o755)
+    place = dataclasses.replace(docker_place, wrapper=str(other), installation=f"{docker_place.installation}-pruned")
+    async with place.opened() as docker:
+        watcher = Watcher(docker)
+        first, second = new_name(), new_name()
+        await docker.start(spec(first, "true"))
+        await watcher.until(first, Phase.FINISHED)
+        await docker.remove(first)
+        await docker_place.engine("DELETE", f"/volumes/{(await docker._starter.ready()).volume}")
+        await docker.start(spec(second, "true"))
+        assert (await watcher.until(second, Phase.FINISHED)).exit_code == 0
+        await docker.remove(second)
+        await watcher.close()
 
 
 @pytest.mark.servers
