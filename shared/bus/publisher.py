@@ -93,6 +93,10 @@ class Publisher:
             channel = await self._robust.get_underlay_channel()
         if not isinstance(channel, Channel):
             raise TypeError("aio-pika does not stand on aiormq any more")
+        if channel.is_closed or channel.connection.is_closed:
+            # aio-pika says that it is connected before it has renewed its channels: this one is of the connection before, and
+            # what is written to it would be waited for in vain.
+            raise aiormq.exceptions.ChannelClosed
         if channel is not self._channel:
             self._channel, self._unconfirmed = channel, set()
             channel.closing.add_done_callback(partial(_lose, self._unconfirmed))
