@@ -60,7 +60,7 @@ def outcome_of(seen: Observation) -> Outcome:
         state, reason, message = _without_document(seen)
     started = document.get("started") if document is not None else None
     if seen.reason == Reason.CONTAINER_GONE and seen.started_at is not None:
-        started = True
+        started = True  # whoever could have seen it run was down; its code must not begin again for nothing
     return Outcome(
         container=seen.name,
         uid=seen.uid,

@@ -65,9 +65,10 @@ class DockerRuntime:
         beaten = False
         for _ in range(20):
             found = await self._starter.find(name)
+            # The engine gives a name away before the new container can be found: to a start that overtook us, or to one that is
+            # just taking over.
             if (found is None and beaten) or (found is not None and body.vanishing(found)):
                 beaten = True
-                # The engine gives a name away before the new container can be found: to a start that overtook us.
                 await asyncio.sleep(GIVE_WAY)
                 continue
             if found is None or found["State"]["Status"] not in {"created", "running", "paused", "restarting"}:

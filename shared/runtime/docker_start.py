@@ -95,7 +95,8 @@ class Starter:
         """When a container of this name started that is not there any more; "" for none, as far as the engine remembers."""
         try:
             now = moment((await self._engine.call("GET", "/info")).get("SystemTime")) or datetime.now(UTC)
-            query = {**body.event_query(["start"], container=name, since=1), "until": f"{now.timestamp():.6f}"}
+            everything = 1  # nanosecond of 1970
+            query = {**body.event_query(["start"], container=name, since=everything), "until": f"{now.timestamp():.6f}"}
             async with self._engine.request("GET", "/events", query=query) as response:
                 started = [event async for event in json_lines(response)]
         except EngineError as error:

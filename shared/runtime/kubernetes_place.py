@@ -103,7 +103,10 @@ class Namespaces:
             ) from error
 
     async def _counted(self, name: str) -> None:
-        """Wait until the cluster knows the quota: before that, it lets any number of pods through."""
+        """Wait until the cluster knows the quota: before that, it lets any number of pods through.
+
+        Asked again and again, once for each namespace: a watch would need rights that the executor has no other use for.
+        """
         path = f"/api/v1/namespaces/{name}/resourcequotas/hubflow-jobs"
         try:
             async with asyncio.timeout(COUNTED_WITHIN):

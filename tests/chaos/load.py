@@ -187,13 +187,11 @@ class Load:
 
     async def snatch(self, client: Client, run: Planned) -> None:
         """Somebody removes the container of its job as soon as there is one, if it has not ended by then."""
-        while True:
-            view = await client.get(f"{API}/runs/{run.id}/jobs/victim")
-            if view["attempts"]:
-                await self._remove_container(view["attempts"][0]["container"])
-                self.removed += 1
-                return
-            await asyncio.sleep(0.02)
+        since = 0
+        while not (attempts := (await client.get(f"{API}/runs/{run.id}/jobs/victim"))["attempts"]):
+            since = (await client.get(f"{API}/runs/{run.id}?wait=20&until=change&since={since}"))["seq"]
+        await self._remove_container(attempts[0]["container"])
+        self.removed += 1
 
     async def _remove_container(self, name: str) -> None:
         if isinstance(self._place.engine, PodEngine):

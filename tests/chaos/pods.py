@@ -65,7 +65,7 @@ class PodEngine:
             await self._patiently("DELETE", f"/api/v1/nodes/{name}")
 
     async def _patiently(self, method: str, path: str, content: dict[str, Any] | None = None) -> None:
-        """Also while the API server is being killed."""
+        """Also while the API server is being killed, of whose return nothing tells."""
         while True:
             try:
                 await self._api.call(method, path, body=content)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -151,3 +153,10 @@ def test_t18_an_end_is_not_forgotten_for_what_came_before() -> None:
 )
 def test_t91_orphans(phase: Phase, standing: Standing | None, orphan: bool) -> None:
     assert is_orphan(seen(phase=phase), standing) is orphan
+
+
+def test_what_started_and_was_removed_before_anybody_saw_it_run_has_started() -> None:
+    """Else it would be made again free of charge, and its code begin twice."""
+    gone = seen(None, reason="ContainerGone")
+    assert outcome_of(gone).started is None
+    assert outcome_of(dataclasses.replace(gone, started_at=datetime.now(UTC))).started is True
