@@ -63,12 +63,19 @@ def tell(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 
 
+def _faults(words: str) -> frozenset[str]:
+    try:
+        return chosen(words)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error  # of a ValueError argparse keeps the words to itself
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--runs", type=int, default=500)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
     parser.add_argument(
-        "--faults", type=chosen, default="all", help=f"with commas, or their beginnings: {', '.join(FAULTS)}"
+        "--faults", type=_faults, default="all", help=f"with commas, or their beginnings: {', '.join(FAULTS)}"
     )
     parser.add_argument("--runtime", choices=["both", "process", "docker", *PODS], default="both")
     parser.add_argument("--pace", type=float, default=2.0, help="seconds between two faults, on average")

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import aio_pika
@@ -63,7 +64,9 @@ def chosen(words: str) -> frozenset[str]:
     for word in words.split(","):
         fitting = {name for name in FAULTS if name == word or name.startswith(f"{word}:")}
         if not fitting:
-            raise ValueError(f"there is no fault {word!r}; there are: {', '.join(FAULTS)}")
+            near = get_close_matches(word, {*FAULTS, *(name.partition(":")[0] for name in FAULTS)}, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"there is no fault {word!r}; {hint}there are: {', '.join(FAULTS)}")
         found |= fitting
     return frozenset(found)
 
