@@ -41,12 +41,8 @@ class Bare:
         body = {"Image": IMAGE, "Cmd": ["sh", "-c", ":"]}
         identity = (await self._engine.call("POST", "/containers/create", body=body))["Id"]
         self._made.append(identity)
-        # Asked before the start, as `docker run` does: no end can be missed, and none is waited for too long.
-        ended = asyncio.create_task(
-            self._engine.call("POST", f"/containers/{identity}/wait", query={"condition": "next-exit"})
-        )
         await self._engine.call("POST", f"/containers/{identity}/start")
-        if (await ended)["StatusCode"] != 0:
+        if (await self._engine.call("POST", f"/containers/{identity}/wait"))["StatusCode"] != 0:
             raise RuntimeError(f"container {identity} failed")
 
     async def many(self, count: int, creators: int) -> None:

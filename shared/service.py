@@ -232,7 +232,8 @@ async def _open_host(
     if "runtime" in needs:
         from shared.runtime.select import config_of, open_runtime
 
-        host._runtime = await open_runtime(config_of(runtime_settings, cluster))
+        docker_key = host.vault.derived_key("job documents of containers")
+        host._runtime = await open_runtime(config_of(runtime_settings, cluster, docker_key))
         stack.push_async_callback(host._runtime.close)
     return host
 

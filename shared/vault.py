@@ -66,6 +66,10 @@ class Vault:
             raise UserError("this link has expired", code="link-expired", status=410)
         return subject
 
+    def derived_key(self, purpose: str) -> bytes:
+        """32 bytes for one purpose, the same in every process that has this HUBFLOW_SECRET_KEY."""
+        return hmac.new(self._key, f"key {purpose}".encode(), hashlib.sha256).digest()
+
     def _mac(self, purpose: str, payload: str) -> bytes:
         return hmac.new(self._key, f"{purpose}\n{payload}".encode(), hashlib.sha256).digest()[:20]
 

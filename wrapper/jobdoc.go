@@ -114,14 +114,28 @@ const (
 	mostHeld            = 64 << 20
 )
 
-// readJob reads the job document and removes it, because it holds secrets. A document with faults is returned as far as it
-// could be understood, so that the failure can still be told where the document says.
+// readJob reads the job document and removes it, because it holds secrets.
 func readJob(path string) (*Job, error) {
-	job := &Job{}
 	data, err := takeFile(path)
 	if err != nil {
-		return job, fmt.Errorf("the job document cannot be read: %w. Give the path of the JSON file that the runtime wrote, readable for this user", err)
+		return &Job{}, fmt.Errorf("the job document cannot be read: %w. Give the path of the JSON file that the runtime wrote, readable for this user", err)
 	}
+	return parseJob(data)
+}
+
+// readSealedJob reads the job document in the environment, with the key in the file keyPath.
+func readSealedJob(keyPath string) (*Job, error) {
+	data, err := openSealed(keyPath)
+	if err != nil {
+		return &Job{}, fmt.Errorf("the sealed job document cannot be read: %w", err)
+	}
+	return parseJob(data)
+}
+
+// parseJob understands a document. One with faults is returned as far as it could be understood, so that the failure can still be
+// told where the document says.
+func parseJob(data []byte) (*Job, error) {
+	job := &Job{}
 	if len(data) > maxJobDocument {
 		return job, fmt.Errorf("the job document is larger than %d bytes; put large inputs into an artifact", maxJobDocument)
 	}

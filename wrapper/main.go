@@ -14,6 +14,8 @@ import (
 const usage = `hubflow-wrapper stands in front of a job's command.
 
   hubflow-wrapper run JOBFILE   run the job that the document JOBFILE describes, exit with its status
+  hubflow-wrapper run-sealed KEYFILE
+                                the same for the document in HUBFLOW_SEALED_JOB, encrypted with the key in KEYFILE
   hubflow-wrapper install DIR   copy this program to DIR as hubflow-wrapper and thub (for init containers)
   hubflow-wrapper hold          wait for TERM: keeps a network that containers share
   hubflow-wrapper dial PORT     does something take connections at this port? (status 0 or 1)
@@ -46,7 +48,9 @@ func dispatch(args []string, stdout, stderr io.Writer) int {
 	}
 	switch {
 	case verb == "run" && len(rest) == 1:
-		return runJob(rest[0])
+		return runJob(func() (*Job, error) { return readJob(rest[0]) })
+	case verb == "run-sealed" && len(rest) == 1:
+		return runJob(func() (*Job, error) { return readSealedJob(rest[0]) })
 	case verb == "install" && len(rest) == 1:
 		return install(rest[0], stderr)
 	case verb == "hold" && len(rest) == 0:

@@ -41,11 +41,11 @@ type reporter interface {
 	Report(job *Job, result *Result) error
 }
 
-// runJob runs the job of one document and returns the status to exit with.
-func runJob(path string) int {
+// runJob runs the job that read finds described and returns the status to exit with.
+func runJob(read func() (*Job, error)) int {
 	relay := watchSignals() // to the very end: a signal that comes while we exit must not change our status
 	prepareProcess()
-	job, err := readJob(path)
+	job, err := read()
 	result := newResult(job.Attempt)
 	real := &reporting{place: reserveResult(job.ResultPath, job.MessageLimit), relay: relay}
 	if err != nil {

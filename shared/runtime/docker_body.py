@@ -6,10 +6,13 @@ import base64
 import hashlib
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Mapping
 from typing import Any
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from shared.errors import PermanentError
 from shared.runtime.protocol import ContainerSpec, ServiceSpec
@@ -36,6 +39,11 @@ HELPERS = {"hubflow.helper": "1"}
 FOLDER = "/.hubflow"
 BIN = f"{FOLDER}/bin"
 JOB = f"{FOLDER}/job"
+KEY = f"{BIN}/key"
+"""What sealed job documents are read with; in the wrapper's volume, whose name tells it from those of other keys."""
+SEALED = "HUBFLOW_SEALED_JOB"
+SEALED_LIMIT = 64 << 10
+"""Bytes of a document up to which it is sealed: the kernel takes 128 KiB in one variable, base64 and all."""
 RESULT = "/proc/self/fd/2"
 """The wrapper writes its result to its standard error, which the engine keeps apart from the job's output: reading it from
 there takes some milliseconds, where copying a file out of a container takes a hundred."""
@@ -46,7 +54,7 @@ SHARED = "/workflow-cache"
 SHARED_TOO = "/workflow_cache"
 LAST_INSTALLED = f"{BIN}/thub"
 """What the wrapper's `install` puts in place last: if it is there, all is."""
-STOP_MARK = f"{JOB}/stop"
+STOP_MARK = f"{FOLDER}/stop"
 EMPTY_IMAGE = "hubflow-empty:1"
 """An image without content, made on the engine itself: for containers that only hold a name, and the installer."""
 OPTIONS = {"network": str, "read_only_root": bool, "pull": str, "runtime": str}
@@ -89,13 +97,31 @@ def vanishing(found: Mapping[str, Any]) -> bool:
     return state["Status"] in {"removing", "dead"} and str(state.get("StartedAt", "")).startswith("0001-")
 
 
-def create(spec: ContainerSpec, image: str, installation: str, volume: str, log: Mapping[str, Any]) -> dict[str, Any]:
-    """The body that creates the container of an attempt."""
+def can_be_sealed(spec: ContainerSpec) -> bool:
+    """May the job document come in the environment? Otherwise it is copied in, as a new shared directory's mode must be."""
+    return not spec.shared_directory and len(json.dumps(spec.document)) <= SEALED_LIMIT
+
+
+def seal(spec: ContainerSpec, command: list[str], key: bytes) -> str:
+    """The job document as the wrapper's `run-sealed` takes it."""
+    nonce = os.urandom(12)
+    return base64.b64encode(
+        nonce + AESGCM(key).encrypt(nonce, json.dumps(_document(spec, command)).encode(), None)
+    ).decode()
+
+
+def create(
+    spec: ContainerSpec, image: str, installation: str, volume: str, log: Mapping[str, Any], sealed: str = ""
+) -> dict[str, Any]:
+    """The body that creates the container of an attempt. Without a `sealed` document one is to be copied in."""
     resources, options = spec.resources, spec.options
     mounts = [_mount(volume, BIN, read_only=True)]
     if options.get("read_only_root"):
         # Nothing can be copied into a read-only root, but into a volume that lies on it.
         mounts.append({"Type": "volume", "Target": FOLDER})
+    if sealed:
+        # Writable for any user, as what is copied in is.
+        mounts.append({"Type": "tmpfs", "Target": JOB, "TmpfsOptions": {"Mode": 0o1777}})
     mounts += _shared_mounts(spec, installation)
     host = {
         "Mounts": mounts,
@@ -116,7 +142,8 @@ def create(spec: ContainerSpec, image: str, installation: str, volume: str, log:
         "Image": image,
         "Labels": labels_to(spec.labels, installation) | ({SERVICES: "1"} if spec.services else {}),
         "Entrypoint": [f"{BIN}/hubflow-wrapper"],
-        "Cmd": ["run", f"{JOB}/job.json"],
+        "Cmd": ["run-sealed", KEY] if sealed else ["run", f"{JOB}/job.json"],
+        "Env": [f"{SEALED}={sealed}"] if sealed else [],
         "StopSignal": "SIGTERM",
         "Healthcheck": {"Test": ["NONE"]},
         "HostConfig": host,
@@ -281,8 +308,15 @@ def wrapper_archive(binary: bytes) -> bytes:
     return archive.close()
 
 
+def key_archive(key: bytes) -> bytes:
+    """The key of sealed documents, for the wrapper's volume."""
+    archive = _Archive()
+    archive.file(KEY.rpartition("/")[2], key, 0o444)
+    return archive.close()
+
+
 def stop_archive() -> bytes:
-    """The mark that somebody wanted the container to end."""
+    """The mark that somebody wanted the container to end, for FOLDER."""
     archive = _Archive()
     archive.file(STOP_MARK.rpartition("/")[2], b"", 0o444)
     return archive.close()

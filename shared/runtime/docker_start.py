@@ -1,8 +1,8 @@
 """Starting containers on a Docker-compatible engine, so that one name is one container whatever crashes when.
 
-    create (the name is the lock) -> copy the job document in -> start
+    create (the name is the lock) -> copy the job document in, unless it came with the container -> start
 
-Only who has created a container, and so knows its id, copies and starts it. Who finds one that stays `created` takes it
+Only who has created a container, and so knows its id, copies and starts. Who finds one that stays `created` takes it
 to be left behind by a crash: deletes it by id, which the engine refuses for one that has started, and begins anew; the
 first one, should it live after all, then finds its id gone and looks again. While an image is pulled or services become
 ready, and where something never started, a container without content holds the name and says why in its labels.
@@ -49,7 +49,7 @@ class Setup:
     """What starts need to know about this engine."""
 
     volume: str
-    """Where the wrapper lies; named after its content."""
+    """Where the wrapper lies, and the key of sealed documents; named after both."""
     binary: Path
     log: Mapping[str, Any]
 
@@ -58,13 +58,20 @@ class Starter:
     """Starts containers on one engine. `takeover_after`: seconds that a container may stay unstarted in other hands."""
 
     def __init__(
-        self, engine: Engine, wrapper: Path, installation: str, default_image: str, takeover_after: float
+        self,
+        engine: Engine,
+        wrapper: Path,
+        installation: str,
+        default_image: str,
+        takeover_after: float,
+        key: bytes | None,
     ) -> None:
         self._engine = engine
         self._wrapper = wrapper
         self._installation = installation
         self._default_image = default_image
         self._takeover_after = takeover_after
+        self._key = key
         self._setup: Setup | None = None
         self._installed = False
         self._installing = asyncio.Lock()
@@ -114,14 +121,21 @@ class Starter:
         await self._install()
         if spec.services and not await self._with_services(spec, setup):
             return None
-        content = body.create(spec, image, self._installation, setup.volume, setup.log)
         if spec.options.get("pull") != "always":
             try:
-                return await self.create_named(spec.name, content)
+                return await self._create_now(spec, image, setup)
             except EngineError as error:
                 if error.status != 404:
                     raise _refused(spec, error) from error
-        return await self._create_after_pull(spec, image, content)
+        return await self._create_after_pull(spec, image, setup)
+
+    async def _create_now(self, spec: ContainerSpec, image: str, setup: Setup) -> str | None:
+        """Of an image that is there. Raises EngineError (404 for one that is not)."""
+        sealed = ""
+        if self._key is not None and body.can_be_sealed(spec):
+            sealed = body.seal(spec, await self._command(spec, image), self._key)
+        content = body.create(spec, image, self._installation, setup.volume, setup.log, sealed)
+        return await self.create_named(spec.name, content)
 
     async def create_named(self, name: str, content: Mapping[str, Any]) -> str | None:
         """Create a container; its id, or None if the name is taken. Raises EngineError for all else."""
@@ -152,7 +166,7 @@ class Starter:
             return False  # somebody has stopped it or taken it over, and the services with it
         return await self.delete_unstarted(holder)
 
-    async def _create_after_pull(self, spec: ContainerSpec, image: str, content: dict[str, Any]) -> str | None:
+    async def _create_after_pull(self, spec: ContainerSpec, image: str, setup: Setup) -> str | None:
         labels = body.labels_to(spec.labels, self._installation)
         holder = await self.hold(spec.name, {**labels, body.PULLING: image})
         if holder is None:
@@ -165,7 +179,7 @@ class Starter:
         if not await self.delete_unstarted(holder):
             return None
         try:
-            return await self.create_named(spec.name, content)
+            return await self._create_now(spec, image, setup)
         except EngineError as error:
             raise _refused(spec, error) from error
 
@@ -211,13 +225,16 @@ class Starter:
     # starting
 
     async def _launch(self, spec: ContainerSpec, image: str, identity: str) -> bool:
-        """Copy the document in and start. False if somebody else has taken over meanwhile."""
+        """Start, after the document is copied in if it did not come along. False if somebody else has taken over meanwhile."""
         if spec.shared_directory and spec.options.get("read_only_root"):
             await self._open_shared(spec)
-        command = list(spec.document.get("command") or await self._command_of(image))
+        archive = None
+        if self._key is None or not body.can_be_sealed(spec):
+            archive = body.job_archive(spec, await self._command(spec, image))
         for attempt in (1, 2):
             try:
-                await self.copy_in(identity, *body.job_archive(spec, command))
+                if archive:
+                    await self.copy_in(identity, *archive)
                 await self._engine.call("POST", f"/containers/{identity}/start", timeout=START_TIMEOUT)
             except EngineError as error:
                 if (error.status == 404 and "No such container" in str(error)) or error.status == 409:
@@ -254,7 +271,9 @@ class Starter:
         labels = body.labels_to(spec.labels, self._installation)
         await self.bury(spec.name, identity, labels, Reason.START_FAILED, f"the engine could not start it: {error}")
 
-    async def _command_of(self, image: str) -> list[str]:
+    async def _command(self, spec: ContainerSpec, image: str) -> list[str]:
+        if command := spec.document.get("command"):
+            return list(command)
         config = (await self._engine.call("GET", f"/images/{image}/json")).get("Config") or {}
         return [*(config.get("Entrypoint") or []), *(config.get("Cmd") or [])]
 
@@ -339,7 +358,7 @@ class Starter:
             info = await self._engine.call("GET", "/info")
             binary = binary_for(self._wrapper, str(info.get("Architecture", "")))
             content = await asyncio.to_thread(_read, binary)
-            volume = f"hubflow-wrapper-{hashlib.sha256(content).hexdigest()[:16]}"
+            volume = f"hubflow-wrapper-{hashlib.sha256(content + (self._key or b'')).hexdigest()[:16]}"
             self._setup = Setup(volume, binary, body.log_config(info))
         return self._setup
 
@@ -357,6 +376,8 @@ class Starter:
     async def _fill(self, volume: str) -> None:
         async with self._helper(body.installer(volume)) as helper:
             if not await self._engine.has_file(helper, body.LAST_INSTALLED):
+                if self._key is not None:
+                    await self.copy_in(helper, body.BIN, body.key_archive(self._key))
                 await self._run_installer(helper)
         await self._remove_old_helpers()
 

@@ -37,6 +37,8 @@ class RuntimeConfig:
     """unix:///path, tcp://host:port or https://host:port; "" for the usual socket."""
     docker_certificates: Path | None = None
     """Folder with ca.pem, cert.pem and key.pem, if the engine wants TLS."""
+    docker_key: bytes | None = field(default=None, repr=False)
+    """What job documents are encrypted with on a container engine; without it they are copied in, which takes longer."""
     default_image: str = DEFAULT_IMAGE
     """Image of scripts that name none."""
     allow_host: bool = False
@@ -46,7 +48,9 @@ class RuntimeConfig:
     kubernetes: KubernetesSettings = field(default_factory=KubernetesSettings)
 
 
-def config_of(settings: RuntimeSettings, kubernetes: KubernetesSettings | None = None) -> RuntimeConfig:
+def config_of(
+    settings: RuntimeSettings, kubernetes: KubernetesSettings | None = None, docker_key: bytes | None = None
+) -> RuntimeConfig:
     """The same as a process's settings have it, with what is left out filled in."""
     built = Path(__file__).resolve().parents[2] / "wrapper" / "bin"
     return RuntimeConfig(
@@ -56,6 +60,7 @@ def config_of(settings: RuntimeSettings, kubernetes: KubernetesSettings | None =
         installation=settings.installation,
         docker_host=settings.docker_host,
         docker_certificates=Path(settings.docker_certificates) if settings.docker_certificates else None,
+        docker_key=docker_key,
         default_image=settings.default_image or DEFAULT_IMAGE,
         allow_host=settings.allow_host,
         search_path=settings.search_path or os.defpath,
@@ -101,6 +106,7 @@ def _docker(config: RuntimeConfig) -> DockerRuntime:
         config.installation,
         certificates=config.docker_certificates,
         default_image=config.default_image,
+        key=config.docker_key,
     )
 
 

@@ -47,6 +47,8 @@ class Place:
     """Root folder or engine."""
     wrapper: str
     installation: str
+    key: bytes | None = b"of the job documents of the tests"[:32]
+    """Docker: what job documents are encrypted with; None: they are copied in."""
 
     def open(self) -> Runtime:
         """A new runtime object, as another service would have it."""
@@ -54,7 +56,9 @@ class Place:
             return ProcessRuntime(Path(self.where), Path(self.wrapper))
         if self.kind == "kubernetes":
             return KubernetesRuntime(kubernetes_config(self.where, self.wrapper, self.installation))
-        return DockerRuntime(self.where, Path(self.wrapper), self.installation, default_image=IMAGE, takeover_after=1.0)
+        return DockerRuntime(
+            self.where, Path(self.wrapper), self.installation, default_image=IMAGE, takeover_after=1.0, key=self.key
+        )
 
     @contextlib.asynccontextmanager
     async def opened(self):

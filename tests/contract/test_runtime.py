@@ -18,6 +18,7 @@ import pytest
 from aiohttp import web
 
 from shared.errors import ConfigurationError, PermanentError, TemporaryError
+from shared.runtime import docker_body as body
 from shared.runtime.protocol import Phase, Resources
 from shared.runtime.select import RuntimeConfig, open_runtime
 from tests.contract.runtime_places import (
@@ -622,6 +623,21 @@ async def test_secrets_are_not_in_what_the_engine_tells(docker_place, docker, do
     await docker_watcher.until(name, Phase.RUNNING)
     assert "very-secret" not in json.dumps(await docker_place.engine("GET", f"/containers/{name}/json"))
     await docker.remove(name)
+
+
+@pytest.mark.servers
+async def test_job_documents_are_copied_in_where_they_are_too_large_or_there_is_no_key(docker_place, docker_watcher):
+    large = {"LARGE": "x" * body.SEALED_LIMIT}
+    for key, env in ((docker_place.key, large), (None, {"SMALL": "y"})):
+        async with dataclasses.replace(docker_place, key=key).opened() as docker:
+            name = new_name()
+            await docker.start(spec(name, "echo ${#LARGE} $SMALL; echo '[JOB_OUT] A = 1'", env=env))
+            end = await docker_watcher.until(name, Phase.FINISHED)
+            assert (end.exit_code, end.result["outputs"]) == (0, {"A": "1"})
+            assert (await read(docker, name)).split()[0] == str(len(env.get("LARGE", ""))).encode()
+            told = await docker_place.engine("GET", f"/containers/{name}/json")
+            assert not any(each.startswith(body.SEALED) for each in told["Config"]["Env"])
+            await docker.remove(name)
 
 
 @pytest.mark.servers
