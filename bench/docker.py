@@ -9,18 +9,15 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
 from bench.client import Client, workflow
-from shared.embedded import embedded_s3
+from bench.shapes import one_process, separate
 from shared.runtime.engine import Engine
-from tests.e2e.system import open_system
-from tests.servers.dockerd import Dockerd, started_dockerd
+from tests.servers.dockerd import started_dockerd
 from tests.servers.images import TEST_IMAGES, write_archive
 
 IMAGE = "hubflow-test/busybox:latest"
@@ -66,58 +63,55 @@ class Bare:
 
 async def measure(folder: Path, dsn: str, amqp_url: str, rounds: int) -> dict[str, Any]:
     """The key `docker` of build/bench.json."""
-    async with started_dockerd(folder / "dockerd") as dockerd:
+    place = folder / "docker"
+    place.mkdir()
+    async with AsyncExitStack() as stack:
+        dockerd = await stack.enter_async_context(started_dockerd(folder / "dockerd"))
         await dockerd.load(write_archive(folder / "images.tar", TEST_IMAGES))
+        settings = {"runtime_docker_host": dockerd.url, "runtime_default_image": IMAGE}
+        shapes = {
+            "separate": separate(place, dsn, amqp_url, runtime_kind="docker", **settings),
+            "one_process": one_process(place / "one", "docker", **settings),
+        }
+        clients = {name: await stack.enter_async_context(shape) for name, shape in shapes.items()}
+        for client in clients.values():
+            await client.ask("PUT", "/workflows/one", {"source": workflow("one", 1, serial=False)})
         bare = Bare(dockerd.url)
-        try:
-            async with _hubflow(folder, dsn, amqp_url, dockerd) as client:
-                return await _compare(bare, client, rounds)
-        finally:
-            await bare.close()
+        stack.push_async_callback(bare.close)
+        return await _compare(bare, clients, rounds)
 
 
-async def _compare(bare: Bare, client: Client, rounds: int) -> dict[str, Any]:
-    engine_ms, job_ms, rates = [], [], []
+async def _compare(bare: Bare, clients: Mapping[str, Client], rounds: int) -> dict[str, Any]:
+    engine_ms: list[float] = []
     engine_rates: dict[int, list[float]] = {each: [] for each in CREATORS}
+    job_ms: dict[str, list[float]] = {each: [] for each in clients}
+    rates: dict[str, list[float]] = {each: [] for each in clients}
     await bare.one()
-    await client.run("one")
+    for client in clients.values():
+        await client.run("one")
     for _ in range(rounds):
         engine_ms.append(1e3 * await _seconds(bare.one()))
-        job_ms.append(1e3 * await _seconds(client.run("one")))
+        for name, client in clients.items():
+            job_ms[name].append(1e3 * await _seconds(client.run("one")))
     for _ in range(max(2, rounds // 5)):
         for creators in CREATORS:
             engine_rates[creators].append(AT_ONCE / await _seconds(bare.many(AT_ONCE, creators)))
             await bare.tidy()
-        rates.append(AT_ONCE / await _seconds(asyncio.gather(*(client.run("one") for _ in range(AT_ONCE)))))
+        for name, client in clients.items():
+            rates[name].append(AT_ONCE / await _seconds(asyncio.gather(*(client.run("one") for _ in range(AT_ONCE)))))
     floor, rate = statistics.median(engine_ms), max(statistics.median(each) for each in engine_rates.values())
-    return {
-        "engine_ms": floor,
-        "job_ms": statistics.median(job_ms),
-        "job_overhead_ms": statistics.median(job_ms) - floor,
-        "engine_jobs_per_s": rate,
-        "jobs_per_s": statistics.median(rates),
-        "share_of_engine": statistics.median(rates) / rate,
-    }
+    figures: dict[str, Any] = {"engine_ms": floor, "engine_jobs_per_s": rate}
+    for name in clients:
+        figures[name] = {
+            "job_ms": statistics.median(job_ms[name]),
+            "job_overhead_ms": statistics.median(job_ms[name]) - floor,
+            "jobs_per_s": statistics.median(rates[name]),
+            "share_of_engine": statistics.median(rates[name]) / rate,
+        }
+    return figures
 
 
 async def _seconds(work: Awaitable[Any]) -> float:
     begin = time.perf_counter()
     await work
     return time.perf_counter() - begin
-
-
-@asynccontextmanager
-async def _hubflow(folder: Path, dsn: str, amqp_url: str, dockerd: Dockerd) -> AsyncIterator[Client]:
-    """Each service a process of its own; containers fetch and store nothing, so that they need no S3 of theirs."""
-    place = folder / "docker"
-    place.mkdir()
-    async with AsyncExitStack() as stack:
-        s3 = await stack.enter_async_context(embedded_s3(place, die_with_parent=True))
-        settings = {"runtime_kind": "docker", "runtime_docker_host": dockerd.url, "runtime_default_image": IMAGE}
-        system = await stack.enter_async_context(
-            open_system(place, dsn, s3, amqp_url, log_level="warning", migrate="true", **settings)
-        )
-        http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=256)))
-        client = Client(system.url, system.token, "acme", http)
-        await client.ask("PUT", "/workflows/one", {"source": workflow("one", 1, serial=False)})
-        yield client

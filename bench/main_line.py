@@ -16,25 +16,21 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import asyncpg
 
 from bench import docker
 from bench.client import Client, migrated, timed, workflow
+from bench.shapes import one_process, separate
 from shared.bus.amqp import open_amqp_bus
 from shared.bus.protocol import Consumer, Message
-from shared.embedded import embedded_postgres, embedded_s3
-from tests.e2e.system import open_system
+from shared.embedded import embedded_postgres
 from tests.servers import missing
 from tests.servers.rabbitmq import started_rabbitmq
 
@@ -107,46 +103,6 @@ def spawn_ms(rounds: int) -> float:
         os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
         times.append(time.perf_counter() - begin)
     return 1e3 * statistics.median(times)
-
-
-# ---------------------------------------------------------------- shapes
-
-
-@asynccontextmanager
-async def separate(folder: Path, dsn: str, amqp_url: str) -> AsyncIterator[Client]:
-    """Each service a process of its own, over RabbitMQ."""
-    async with AsyncExitStack() as stack:
-        s3 = await stack.enter_async_context(embedded_s3(folder, die_with_parent=True))
-        system = await stack.enter_async_context(
-            open_system(folder, dsn, s3, amqp_url, log_level="warning", migrate="true")
-        )
-        http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=256)))
-        yield Client(system.url, system.token, "acme", http)
-
-
-@asynccontextmanager
-async def one_process(folder: Path) -> AsyncIterator[Client]:
-    """All services in one process, on the in-process bus: the laptop's case. The client is another process, as a user's is."""
-    command = [sys.executable, "-m", "cli.main", "dev", "--state", str(folder), "--runtime", "process"]
-    with (folder.parent / "one.log").open("wb") as log:
-        process = subprocess.Popen(command, env={**os.environ, "HUBFLOW_LOG_LEVEL": "warning"}, stdout=log, stderr=log)
-    try:
-        context = await _context(folder / "context.json", process, folder.parent / "one.log")
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=256)) as http:
-            yield Client(context["url"], context["token"], context["tenant"], http)
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-async def _context(path: Path, process: subprocess.Popen[bytes], log: Path) -> dict[str, str]:
-    async with asyncio.timeout(120):
-        while not path.exists():
-            if process.poll() is not None:
-                raise RuntimeError(f"hubflow dev ended:\n{log.read_text()}")
-            await asyncio.sleep(0.05)
-    context: dict[str, str] = json.loads(path.read_text())
-    return context
 
 
 async def main(rounds: int, shapes: list[str]) -> dict[str, Any]:
