@@ -1,6 +1,6 @@
 """What Hubflow adds to a pod, and how many workflows a minute a cluster takes: on a real node and on simulated ones.
 
-    python -m bench.kubernetes [--rounds N] [--many 300,1000] [--output build/bench-kubernetes.json]
+    python -m bench.kubernetes [--rounds N] [--many 300,1000,5000] [--present 10000] [--output build/bench-kubernetes.json]
 
 The floor is measured in the same run: a bare loop that creates pods with the very same containers, init container and all, and
 watches them end, without Hubflow, database, logs or finalizers. A simulated node (KWOK) ends a pod at once, so that the API
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import platform
@@ -50,15 +51,15 @@ CREATORS = 32
 class Bare:
     """The floor: pods as Hubflow makes them, but for finalizer and Secret of their own, and nothing else."""
 
-    def __init__(self, cluster: Kubernetes, *, simulated: bool) -> None:
+    def __init__(self, cluster: Kubernetes, *, simulated: bool, installation: str = "bench-floor") -> None:
         self._api = Api(Access(str(cluster.kubeconfig), calls_per_second=0))
         selector = nodes.SELECTOR if simulated else {}
         tolerations = (nodes.TOLERATION,) if simulated else ()
         image, wrapper = cluster.image("job:1"), cluster.image("wrapper:1")
         self._defaults = PodDefaults(
-            "bench-floor", image, wrapper, service_account="default", node_selector=selector, tolerations=tolerations
+            installation, image, wrapper, service_account="default", node_selector=selector, tolerations=tolerations
         )
-        self._pods = Pods(self._api, "bench-floor", NAMESPACE)
+        self._pods = Pods(self._api, installation, NAMESPACE)
 
     async def prepare(self) -> None:
         """The namespace, its account, and the one job document that all of these pods share."""
@@ -96,13 +97,35 @@ class Bare:
             else:
                 await asyncio.gather(_ended(ear, set(names)), *(self._create(name, gate) for name in names))
             seconds = time.perf_counter() - begin
-        query = {"labelSelector": body.selector("bench-floor")}
-        await self._api.call(
-            "DELETE", f"/api/v1/namespaces/{NAMESPACE}/pods", query={**query, "gracePeriodSeconds": "0"}
-        )
+        await self.tidy()
+        return seconds
+
+    async def leave(self, count: int) -> None:
+        """Make pods that stay, and wait until the API server shows them all."""
+        gate = asyncio.Semaphore(CREATORS)
+        await asyncio.gather(*(self._create(f"bare-{uuid.uuid4().hex[:12]}", gate) for _ in range(count)))
+        while len(self._pods.all()) < count:
+            await asyncio.sleep(0.1)
+
+    def present(self) -> int:
+        """How many there are."""
+        return len(self._pods.all())
+
+    async def tidy(self) -> None:
+        """Delete all; returns when they are gone."""
+        gate = asyncio.Semaphore(CREATORS)
+
+        async def delete(name: str) -> None:
+            async with gate:
+                with contextlib.suppress(ApiError):  # gone already
+                    await self._api.call(
+                        "DELETE", f"/api/v1/namespaces/{NAMESPACE}/pods/{name}", query={"gracePeriodSeconds": "0"}
+                    )
+
+        # Each by itself: to delete thousands in one call takes the API server longer than a client waits.
+        await asyncio.gather(*(delete(pod.name) for pod in self._pods.all()))
         while self._pods.all():
             await asyncio.sleep(0.1)
-        return seconds
 
     async def _create(self, name: str, gate: asyncio.Semaphore) -> None:
         spec = ContainerSpec(name, "", {"version": 1, "grace_s": 0}, {"tenant": "bench", "run": name})
@@ -221,6 +244,24 @@ async def simulated_nodes(
             "simulated": figures}  # fmt: skip
 
 
+async def with_pods(cluster: Kubernetes, folder: Path, dsn: str, broker: RabbitMQ, count: int) -> dict[str, Any]:
+    """Memory with so many pods in the cluster: of an installation whose database knows none of them, which it finds out."""
+    bare = Bare(cluster, simulated=True, installation="default")
+    try:
+        await _make_nodes(cluster)
+        await bare.prepare()
+        async with hubflow(cluster, folder / "empty", dsn, broker, simulated=True) as (system, _):
+            without = _memory(system)
+        await bare.leave(count)
+        async with hubflow(cluster, folder / "present", dsn, broker, simulated=True) as (system, _):
+            while bare.present() == count:  # it has listed them all, known them for a minute, and begins to remove them
+                await asyncio.sleep(0.2)
+            return {"pods": count, "memory_mib": _memory(system), "memory_mib_without": without}
+    finally:
+        await bare.tidy()
+        await bare.close()
+
+
 async def _run_many(client: Client, count: int) -> None:
     gate = asyncio.Semaphore(200)  # waiting clients; a run that is over is seen by its own
 
@@ -317,7 +358,7 @@ def _memory(system: System) -> dict[str, int]:
     return found
 
 
-async def main(rounds: int, many: list[int]) -> dict[str, Any]:
+async def main(rounds: int, many: list[int], present: int) -> dict[str, Any]:
     result: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.release()}"}
     with tempfile.TemporaryDirectory(prefix="hubflow-bench-") as name:
         folder = Path(name)
@@ -332,6 +373,8 @@ async def main(rounds: int, many: list[int]) -> dict[str, Any]:
                 result |= await real_node(cluster, folder, dsn, broker, rounds)
             if many:
                 result |= await simulated_nodes(cluster, folder, dsn, broker, many)
+            if present:
+                result["present"] = await with_pods(cluster, folder, dsn, broker, present)
     return result
 
 
@@ -339,9 +382,12 @@ if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rounds", type=int, default=7, help="of the real node; 0 for none")
     arguments.add_argument("--many", default="300,1000", help="workflows at once on simulated nodes; empty for none")
+    arguments.add_argument(
+        "--present", type=int, default=0, help="memory with so many pods in the cluster; 0: not measured"
+    )
     arguments.add_argument("--output", type=Path, default=Path("build/bench-kubernetes.json"))
     given = arguments.parse_args()
-    figures = asyncio.run(main(given.rounds, [int(each) for each in given.many.split(",") if each]))
+    figures = asyncio.run(main(given.rounds, [int(each) for each in given.many.split(",") if each], given.present))
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
