@@ -20,9 +20,9 @@ from typing import Any
 import aiohttp
 
 from bench.client import Client, workflow
-from bench.main_line import one_process, separate
 from bench.peers.driver import JOBS, RUNS_AT_ONCE
 from bench.peers.environment import program
+from bench.shapes import one_process, separate
 from shared.embedded.process import Launch, Server, becomes_ready, free_ports, tail
 from tests.servers.rabbitmq import RabbitMQ
 
