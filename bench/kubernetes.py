@@ -45,6 +45,7 @@ from tests.servers.rabbitmq import RabbitMQ, started_rabbitmq
 
 SIMULATED = 20
 NAMESPACE = "hubflow-bench"
+INSTALLATION = "bench"
 CREATORS = 32
 
 
@@ -159,7 +160,8 @@ async def hubflow(
         settings = {
             "runtime_kind": "kubernetes", "runtime_default_image": cluster.image("job:1"), "log_level": "warning",
             "kubernetes_kubeconfig": str(cluster.kubeconfig), "kubernetes_wrapper_image": cluster.image("wrapper:1"),
-            "kubernetes_namespace": NAMESPACE, "kubernetes_calls_per_second": "0", "migrate": "true", **place,
+            "kubernetes_namespace": NAMESPACE, "runtime_installation": INSTALLATION,
+            "kubernetes_calls_per_second": "0", "migrate": "true", **place,
             "s3_job_endpoint": f"http://{NODE_ADDRESS}:{s3.endpoint.rpartition(':')[2]}",
         }  # fmt: skip
         system = await stack.enter_async_context(open_system(folder, dsn, s3, await broker.new_vhost(), **settings))
@@ -246,7 +248,7 @@ async def simulated_nodes(
 
 async def with_pods(cluster: Kubernetes, folder: Path, dsn: str, broker: RabbitMQ, count: int) -> dict[str, Any]:
     """Memory with so many pods in the cluster: of an installation whose database knows none of them, which it finds out."""
-    bare = Bare(cluster, simulated=True, installation="default")
+    bare = Bare(cluster, simulated=True, installation=INSTALLATION)
     try:
         await _make_nodes(cluster)
         await bare.prepare()

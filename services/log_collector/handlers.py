@@ -30,6 +30,8 @@ CONSUMER = "log_collector"
 RENEWAL = 1.0
 """Seconds between two signs of life."""
 TENANTS_KEPT = 256
+FORGOTTEN_AFTER = 30.0
+"""Seconds after which the log of a container that was seen to run is taken, though nobody has told that it was submitted."""
 LATE = 10.0
 """Seconds after which somebody who hears of a container may have missed the beginning of its log."""
 
@@ -141,6 +143,7 @@ async def take_over_once(context: Context) -> int:
     taken = 0
     while True:
         logs = await store.take_over(context.database, context.tools.holder, list(context.following))
+        logs += await store.take_forgotten(context.database, context.tools.holder, FORGOTTEN_AFTER)
         for log in logs:
             _log.info("log taken over", container=log.container, offset=log.raw_offset)
             begin(log, context)

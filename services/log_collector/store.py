@@ -75,6 +75,17 @@ UPDATE logs SET holder = $1 WHERE container IN (
 ) RETURNING {_COLUMNS}
 """  # noqa: S608 - constants
 
+_TAKE_FORGOTTEN = f"""
+INSERT INTO logs (container, run, job, attempt, tenant, stage, holder)
+SELECT o.container, o.run, o.job, o.attempt, j.tenant, j.stage, $1
+FROM attempt_outcomes o JOIN jobs j ON j.run = o.run AND j.name = o.job
+WHERE o.removed_at IS NULL AND o.uid <> '' AND coalesce(o.running_at, o.finished_at) < now() - make_interval(secs => $2)
+    AND NOT EXISTS (SELECT 1 FROM logs l WHERE l.container = o.container)
+LIMIT {TAKE_OVER_LIMIT}
+ON CONFLICT DO NOTHING
+RETURNING {_COLUMNS}
+"""  # noqa: S608 - constants
+
 _GROW = """
 WITH given AS (
     SELECT * FROM unnest($1::text[], $2::bigint[], $3::bytea[], $4::bigint[], $5::boolean[])
@@ -197,6 +208,14 @@ async def take_over(database: Database, holder: str, ours: Sequence[str]) -> lis
     """Make logs ours whose holder shows no sign of life, or that we hold without following them; at most 200."""
     rows = await database.fetch(_TAKE_OVER, holder, list(ours))
     return [Log(**dict(row.items())) for row in rows]
+
+
+async def take_forgotten(database: Database, holder: str, seconds: float) -> list[Log]:
+    """Make logs ours of containers that were seen more than `seconds` ago and whose submission nobody has told; at most 200.
+
+    Their executor died before it could note it, and they were over before another one was asked.
+    """
+    return [Log(**dict(row.items())) for row in await database.fetch(_TAKE_FORGOTTEN, holder, seconds)]
 
 
 async def renew(database: Database, holder: str, seconds: float) -> None:

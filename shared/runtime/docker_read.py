@@ -74,13 +74,15 @@ class Reader:
             result, _ = await self._result(identity)
         return None if result is None else finished(name, identity, labels, result, exit_code=0)
 
-    async def _ended(self, found: Mapping[str, Any], labels: Mapping[str, str]) -> Observation:
+    async def _ended(self, found: Mapping[str, Any], labels: Mapping[str, str]) -> Observation | None:
         name, identity, state = found["Name"].lstrip("/"), found["Id"], found["State"]
         result, words = await self._result(identity)
         reason, message = _verdict(found, result)
         if result is not None:
             code = state["ExitCode"]
             return finished(name, identity, labels, result, reason=reason, message=message, exit_code=code)
+        if state["Status"] == "dead":
+            return None  # the last moment of one that somebody removes by force: it did not end by itself
         if await self._engine.has_file(identity, body.STOP_MARK) and reason != Reason.OOM_KILLED:
             reason, message = Reason.CANCELLED, "killed when its time to end itself was over"
         return Observation(

@@ -6,6 +6,8 @@ What it cannot give back stands in docs/kubernetes.md.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -41,6 +43,10 @@ class NotKeptError(TemporaryError):
     """The node answers that it has no such log."""
 
 
+class _NoLogError(Exception):
+    """There is nothing to be read, or not yet."""
+
+
 class Logs:
     """Logs of pods. `find` asks the API server for a pod as it is now."""
 
@@ -55,15 +61,16 @@ class Logs:
         if pod is None:
             raise KeyError(name)
         while pod is not None and not pod.vanishing:
-            started = any(state in pod.job for state in _STARTED)
-            seen = observe(pod, datetime.now(UTC))
-            ended = seen is not None and seen.phase is Phase.FINISHED
+            started, answered = any(state in pod.job for state in _STARTED), True
+            ended = _is_over(pod)
             if started:
                 # Asked before reading: who has ended has written all.
                 try:
                     async for chunk in self._stream(pod, offset, follow=follow and not ended):
                         offset += len(chunk)
                         yield chunk
+                except _NoLogError:
+                    answered = False
                 except TemporaryError as error:
                     patience = NOT_KEPT if isinstance(error, NotKeptError) else UNREADABLE
                     if not (ended and _nobody_has_it(pod, patience)):
@@ -71,11 +78,28 @@ class Logs:
                     _log.warning("log cannot be read any more, what was read of it stays", pod=name, error=str(error))
             if ended or not follow:
                 return
-            known = pod
-            await self._pods.changed(name, pod.version, END_TOLD_WITHIN if started else 30.0)
-            pod = await self._look(name)
-            if started and pod is not None and pod.uid == known.uid and "terminated" in pod.job:
+            if not started:
+                await self._pods.changed(name, pod.version, 30.0)
+                pod = await self._look(name)
+                continue
+            known, pod = pod, await self._told_to_have_ended(pod)
+            if answered and pod is not None and pod.uid == known.uid and "terminated" in pod.job:
                 return
+
+    async def _told_to_have_ended(self, pod: Pod) -> Pod | None:
+        """The pod of this name once it has ended, is gone or replaced, or END_TOLD_WITHIN is over.
+
+        Other news of it is no reason to read its log from the beginning again.
+        """
+        known: Pod | None = pod
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_TOLD_WITHIN):
+                while known is not None and known.uid == pod.uid and not known.vanishing and not _is_over(known):
+                    await self._pods.changed(pod.name, known.version, END_TOLD_WITHIN)
+                    before, known = known, await self._look(pod.name)
+                    if known is not None and known.version == before.version:
+                        await asyncio.sleep(0.1)  # the watch lags behind what the cluster itself was asked for
+        return known
 
     async def _look(self, name: str) -> Pod | None:
         """The pod as the watch has brought it; the cluster itself is asked where that does not know it (yet)."""
@@ -92,8 +116,9 @@ class Logs:
                         yield chunk[offset:]
                     offset = max(0, offset - len(chunk))
         except ApiError as error:
-            if error.status not in {400, 404}:
-                raise TemporaryError(f"the log of {pod.name} cannot be read: {error}") from error
+            if error.status in {400, 404}:
+                raise _NoLogError from error
+            raise TemporaryError(f"the log of {pod.name} cannot be read: {error}") from error
 
 
 async def _words_of_the_job(chunks: AsyncIterator[bytes], name: str) -> AsyncIterator[bytes]:
@@ -112,6 +137,11 @@ async def _words_of_the_job(chunks: AsyncIterator[bytes], name: str) -> AsyncIte
         if _NODE_SAYS.fullmatch(first):
             raise NotKeptError(f"the node of {name} says: {first.decode(errors='replace')}")
         yield first
+
+
+def _is_over(pod: Pod) -> bool:
+    seen = observe(pod, datetime.now(UTC))
+    return seen is not None and seen.phase is Phase.FINISHED
 
 
 def _nobody_has_it(pod: Pod, patience: float) -> bool:

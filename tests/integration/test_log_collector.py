@@ -21,7 +21,7 @@ import pytest
 from services.executor.handlers import on_job_ready
 from services.log_collector import store
 from services.log_collector.config import LogCollectorSettings
-from services.log_collector.handlers import TASKS, Context, on_job_submitted, take_over_once
+from services.log_collector.handlers import FORGOTTEN_AFTER, TASKS, Context, on_job_submitted, take_over_once
 from services.log_collector.main import context_of
 from shared.embedded import S3Address
 from shared.errors import TemporaryError
@@ -295,6 +295,22 @@ async def test_a_container_that_is_gone_completes_what_there_is(house: House) ->
         await until(lambda: _has(kept(house, ready), b"here\n"))
         await house.host.runtime.remove(container_of(ready))
         assert await complete(house, ready) == b"here\n"
+
+
+async def test_a_container_whose_submission_nobody_told_has_its_log_stored(house: House) -> None:
+    """Seen in a storm: its executor was killed before it could note it, and it was over before another one was asked."""
+    ready = await started(house, "echo here")
+    seen = await house.host.runtime.inspect(container_of(ready))
+    assert seen is not None
+    note = """INSERT INTO attempt_outcomes (container, run, job, attempt, uid, running_at)
+              VALUES ($1, $2, 'j', 1, $3, now() - make_interval(secs => $4))"""
+    async with collecting(house) as context:
+        await house.database.execute(note, container_of(ready), ready.run, seen.uid, FORGOTTEN_AFTER / 2)
+        assert await take_over_once(context) == 0  # its submission may still be on its way
+        await house.database.execute("DELETE FROM attempt_outcomes")
+        await house.database.execute(note, container_of(ready), ready.run, seen.uid, FORGOTTEN_AFTER + 1)
+        assert await complete(house, ready) == b"here\n"
+        assert await take_over_once(context) == 0
 
 
 @pytest.mark.parametrize("collectors", [1, 3])
