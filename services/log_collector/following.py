@@ -66,6 +66,28 @@ async def follow(stream: Stream, tools: Tools) -> None:
 
 
 async def _read(stream: Stream, segments: _Segments, tools: Tools) -> None:
+    await _read_once(stream, segments, tools)
+    printed = 0
+    while not stream.truncated and (stream.doubtful or stream.fed > NEVER_ROTATED):
+        before, printed = stream.fed, await _printed(stream, tools)
+        if printed <= before:
+            break
+        # A node under load has been seen to end a log before its last lines: whoever asks again gets them.
+        await _read_once(stream, segments, tools)
+        if stream.fed == before:
+            break
+    if stream.truncated:
+        return
+    rest = stream.masker.finish()
+    _keep(stream, rest.kept, rest.consumed, tools)
+    if (missing := printed - stream.raw) > 0:
+        # The missing bytes count as read once the line about them is kept, so that it stands there once.
+        _log.warning("log is not whole", container=stream.log.container, missing=missing, printed=printed)
+        _keep(stream, missing_line(missing, printed), missing, tools)
+
+
+async def _read_once(stream: Stream, segments: _Segments, tools: Tools) -> None:
+    """From where we are to the end that the runtime tells, or to the log's limit."""
     wait = 0.2
     while True:
         try:
@@ -78,23 +100,18 @@ async def _read(stream: Stream, segments: _Segments, tools: Tools) -> None:
                     await _take(stream, chunk, segments, tools)
                     if stream.truncated:
                         return
-            break
+            return
         except KeyError:
-            break  # the container is gone: what was read of it is all there is
+            return  # the container is gone: what was read of it is all there is
         except TemporaryError as error:
             _log.warning("log interrupted", container=stream.log.container, seconds=wait, error=str(error))
             stream.doubtful = True
             await asyncio.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT)
-    rest = stream.masker.finish()
-    _keep(stream, rest.kept, rest.consumed, tools)
-    if stream.doubtful or stream.raw > NEVER_ROTATED:
-        await _say_what_is_missing(stream, tools)
 
 
-async def _say_what_is_missing(stream: Stream, tools: Tools) -> None:
-    """Compare with what the wrapper says that it has passed on. The missing bytes count as read once the line about them is
-    kept, so that it stands there once."""
+async def _printed(stream: Stream, tools: Tools) -> int:
+    """How many bytes the wrapper says that it has passed on; 0 if it does not say."""
     wait = 0.2
     while True:
         try:
@@ -106,11 +123,7 @@ async def _say_what_is_missing(stream: Stream, tools: Tools) -> None:
             wait = min(2 * wait, LONGEST_WAIT)
     result = seen.result if seen is not None and seen.phase is Phase.FINISHED else None
     printed = (result or {}).get("log_bytes")
-    if not isinstance(printed, int) or not stream.raw < printed < 1 << 62:
-        return
-    missing = printed - stream.raw
-    _log.warning("log is not whole", container=stream.log.container, missing=missing, printed=printed)
-    _keep(stream, missing_line(missing, printed), missing, tools)
+    return printed if isinstance(printed, int) and 0 < printed < 1 << 62 else 0
 
 
 async def _take(stream: Stream, chunk: bytes, segments: _Segments, tools: Tools) -> None:

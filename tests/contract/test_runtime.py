@@ -10,6 +10,7 @@ import dataclasses
 import json
 import random
 import signal
+import subprocess
 import uuid
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from aiohttp import web
 
 from shared.errors import ConfigurationError, PermanentError, TemporaryError
 from shared.runtime import docker_body as body
+from shared.runtime.engine import EngineError
 from shared.runtime.protocol import Phase, Resources
 from shared.runtime.select import RuntimeConfig, open_runtime
 from tests.contract.runtime_places import (
@@ -683,6 +685,29 @@ async def test_a_start_or_stop_that_meets_the_removal_of_a_half_done_one_is_not_
         told = await docker_watcher.until(name, Phase.FINISHED)
         assert told.result is not None
         assert await read(docker, name, follow=True) == b"up\n"
+        await docker.remove(name)
+
+
+@pytest.mark.servers
+async def test_a_container_in_the_last_moment_of_its_removal_has_not_ended_by_itself(
+    docker_place, docker, docker_watcher
+):
+    """An engine calls it `dead` then; here that lasts, since one of its files cannot be deleted."""
+    name = new_name()
+    await docker.start(spec(name, "touch stays; echo ready; sleep 60"))
+    await docker_watcher.until(name, Phase.RUNNING)
+    while await read(docker, name) != b"ready\n":
+        await asyncio.sleep(0.05)
+    told = await docker_place.engine("GET", f"/containers/{name}/json")
+    [stays] = Path(told["GraphDriver"]["Data"]["UpperDir"]).rglob("stays")
+    subprocess.run(["chattr", "+i", stays], check=True)
+    try:
+        with pytest.raises(EngineError):
+            await docker_place.engine("DELETE", f"/containers/{name}", query={"force": "1"})
+        assert (await docker_place.engine("GET", f"/containers/{name}/json"))["State"]["Status"] == "dead"
+        assert await docker.inspect(name) is None
+    finally:
+        subprocess.run(["chattr", "-i", stays], check=True)
         await docker.remove(name)
 
 

@@ -336,6 +336,26 @@ async def test_t57_a_log_that_was_rotated_away_says_how_much_is_missing_once(hou
     assert stored.count(b"[hubflow]") == 1
 
 
+async def test_a_log_that_ended_early_is_asked_for_again(house: House) -> None:
+    """Seen in a storm: a node's log stream ended before the last lines, though the node had them."""
+    ready = await started(house, "echo one; echo two; echo three")
+    runtime = house.host.runtime
+    whole, reads = runtime.logs, 0
+
+    async def early(name: str, offset: int = 0, *, follow: bool = False) -> AsyncIterator[bytes]:
+        nonlocal reads
+        reads += 1
+        read = b"".join([chunk async for chunk in whole(name, 0, follow=follow)])
+        yield read[offset:4] if reads == 1 else read[offset:]
+
+    runtime.logs = early  # type: ignore[method-assign]
+    late = dataclasses.replace(submitted(ready), time=datetime.now(UTC) - timedelta(minutes=1))
+    async with collecting(house) as context:
+        await on_job_submitted(late, context)
+        assert await complete(house, ready) == b"one\ntwo\nthree\n"
+    assert reads == 2
+
+
 async def test_a_log_that_is_whole_says_nothing_of_that(house: House) -> None:
     ready = await started(house, "echo one; printf two; echo three >&2")
     late = dataclasses.replace(submitted(ready), time=datetime.now(UTC) - timedelta(minutes=1))
