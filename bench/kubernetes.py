@@ -21,7 +21,7 @@ import statistics
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -105,12 +105,11 @@ class Bare:
         """Make pods that stay, and wait until the API server shows them all."""
         gate = asyncio.Semaphore(CREATORS)
         await asyncio.gather(*(self._create(f"bare-{uuid.uuid4().hex[:12]}", gate) for _ in range(count)))
-        while len(self._pods.all()) < count:
-            await asyncio.sleep(0.1)
+        await self._until(lambda there: there >= count)
 
-    def present(self) -> int:
-        """How many there are."""
-        return len(self._pods.all())
+    async def fewer(self, count: int) -> None:
+        """Wait until there are fewer than so many."""
+        await self._until(lambda there: there < count)
 
     async def tidy(self) -> None:
         """Delete all; returns when they are gone."""
@@ -125,8 +124,12 @@ class Bare:
 
         # Each by itself: to delete thousands in one call takes the API server longer than a client waits.
         await asyncio.gather(*(delete(pod.name) for pod in self._pods.all()))
-        while self._pods.all():
-            await asyncio.sleep(0.1)
+        await self._until(lambda there: there == 0)
+
+    async def _until(self, enough: Callable[[int], bool]) -> None:
+        with self._pods.listen() as ear:
+            while not enough(len(self._pods.all())):
+                await ear.hear()
 
     async def _create(self, name: str, gate: asyncio.Semaphore) -> None:
         spec = ContainerSpec(name, "", {"version": 1, "grace_s": 0}, {"tenant": "bench", "run": name})
@@ -256,8 +259,7 @@ async def with_pods(cluster: Kubernetes, folder: Path, dsn: str, broker: RabbitM
             without = _memory(system)
         await bare.leave(count)
         async with hubflow(cluster, folder / "present", dsn, broker, simulated=True) as (system, _):
-            while bare.present() == count:  # it has listed them all, known them for a minute, and begins to remove them
-                await asyncio.sleep(0.2)
+            await bare.fewer(count)  # it has listed them all, known them for a minute, and begins to remove them
             return {"pods": count, "memory_mib": _memory(system), "memory_mib_without": without}
     finally:
         await bare.tidy()

@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import subprocess
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,6 +17,7 @@ import aiohttp
 
 from bench.client import Client
 from shared.embedded import embedded_s3
+from shared.embedded.process import Launch, Server, becomes_ready, tail
 from tests.e2e.system import open_system
 
 
@@ -40,22 +40,17 @@ async def one_process(folder: Path, runtime: str = "process", **settings: str) -
     environment = {**os.environ, "HUBFLOW_LOG_LEVEL": "warning"} | {
         f"HUBFLOW_{key.upper()}": value for key, value in settings.items()
     }
-    with (folder.parent / "one.log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    log, noted = folder.parent / "one.log", folder / "context.json"
+
+    async def ready() -> bool:
+        return noted.exists()
+
+    server = Server.start(Launch(command, log, environment=environment, die_with_parent=signal.SIGKILL))
     try:
-        context = await _context(folder / "context.json", process, folder.parent / "one.log")
+        if not await becomes_ready(server, ready, timeout=120):
+            raise RuntimeError(f"hubflow dev did not start:\n{tail(log, 20)}")
+        context = json.loads(noted.read_text())
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=256)) as http:
             yield Client(context["url"], context["token"], context["tenant"], http)
     finally:
-        process.terminate()
-        process.wait(60)
-
-
-async def _context(path: Path, process: subprocess.Popen[bytes], log: Path) -> dict[str, str]:
-    async with asyncio.timeout(120):
-        while not path.exists():
-            if process.poll() is not None:
-                raise RuntimeError(f"hubflow dev ended:\n{log.read_text()}")
-            await asyncio.sleep(0.05)
-    context: dict[str, str] = json.loads(path.read_text())
-    return context
+        await server.end(signal.SIGTERM, patience=60)

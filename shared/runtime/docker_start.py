@@ -131,11 +131,14 @@ class Starter:
 
     async def _create_now(self, spec: ContainerSpec, image: str, setup: Setup) -> str | None:
         """Of an image that is there. Raises EngineError (404 for one that is not)."""
-        sealed = ""
-        if self._key is not None and body.can_be_sealed(spec):
-            sealed = body.seal(spec, await self._command(spec, image), self._key)
+        key = self._key_for(spec)
+        sealed = body.seal(spec, await self._command(spec, image), key) if key else ""
         content = body.create(spec, image, self._installation, setup.volume, setup.log, sealed)
         return await self.create_named(spec.name, content)
+
+    def _key_for(self, spec: ContainerSpec) -> bytes | None:
+        """What its job document is sealed with, to come with the container; None if it is to be copied in."""
+        return self._key if body.can_be_sealed(spec) else None
 
     async def create_named(self, name: str, content: Mapping[str, Any]) -> str | None:
         """Create a container; its id, or None if the name is taken. Raises EngineError for all else."""
@@ -228,9 +231,7 @@ class Starter:
         """Start, after the document is copied in if it did not come along. False if somebody else has taken over meanwhile."""
         if spec.shared_directory and spec.options.get("read_only_root"):
             await self._open_shared(spec)
-        archive = None
-        if self._key is None or not body.can_be_sealed(spec):
-            archive = body.job_archive(spec, await self._command(spec, image))
+        archive = None if self._key_for(spec) else body.job_archive(spec, await self._command(spec, image))
         for attempt in (1, 2):
             try:
                 if archive:

@@ -87,7 +87,7 @@ class Logs:
                 return
 
     async def _told_to_have_ended(self, pod: Pod) -> Pod | None:
-        """The pod of this name once it has ended, is gone or replaced, or END_TOLD_WITHIN is over.
+        """The pod of this name once it has ended, is gone or replaced; or as it is when END_TOLD_WITHIN is over.
 
         Other news of it is no reason to read its log from the beginning again.
         """
@@ -98,7 +98,7 @@ class Logs:
                     await self._pods.changed(pod.name, known.version, END_TOLD_WITHIN)
                     before, known = known, await self._look(pod.name)
                     if known is not None and known.version == before.version:
-                        await asyncio.sleep(0.1)  # the watch lags behind what the cluster itself was asked for
+                        break  # the watch does not know it yet, and would not wait
         return known
 
     async def _look(self, name: str) -> Pod | None:

@@ -6,6 +6,7 @@ All parts are real: the wrapper's binary, operating system processes that are ki
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import random
@@ -621,9 +622,19 @@ async def test_an_images_own_command_and_environment_count(docker, docker_watche
 @pytest.mark.servers
 async def test_secrets_are_not_in_what_the_engine_tells(docker_place, docker, docker_watcher):
     name = new_name()
-    await docker.start(spec(name, "sleep 60", env={"TOKEN": "very-secret"}))
+    look = "cat /proc/1/environ && echo seen; env; echo looked; sleep 60"
+    await docker.start(spec(name, look, env={"TOKEN": "very-secret"}))
     await docker_watcher.until(name, Phase.RUNNING)
-    assert "very-secret" not in json.dumps(await docker_place.engine("GET", f"/containers/{name}/json"))
+    told = json.dumps(await docker_place.engine("GET", f"/containers/{name}/json"))
+    assert body.SEALED in told
+    assert "very-secret" not in told
+    words = b""
+    async with contextlib.aclosing(docker.logs(name, follow=True)) as output:
+        while b"looked" not in words:
+            words += await anext(output)
+    assert b"TOKEN=very-secret" in words
+    assert body.SEALED.encode() not in words
+    assert b"seen" not in words  # the job cannot read the wrapper's environment
     await docker.remove(name)
 
 
@@ -696,8 +707,8 @@ async def test_a_container_in_the_last_moment_of_its_removal_has_not_ended_by_it
     name = new_name()
     await docker.start(spec(name, "touch stays; echo ready; sleep 60"))
     await docker_watcher.until(name, Phase.RUNNING)
-    while await read(docker, name) != b"ready\n":
-        await asyncio.sleep(0.05)
+    async with contextlib.aclosing(docker.logs(name, follow=True)) as output:
+        assert b"ready" in await anext(output)
     told = await docker_place.engine("GET", f"/containers/{name}/json")
     [stays] = Path(told["GraphDriver"]["Data"]["UpperDir"]).rglob("stays")
     subprocess.run(["chattr", "+i", stays], check=True)

@@ -48,9 +48,8 @@ async def test_t76_a_channel_that_waits_for_ever_under_its_lock_does_not_keep_th
             while bus._waits_for_a_lock():
                 await asyncio.sleep(0.05)
             while True:
-                with contextlib.suppress(
-                    TemporaryError
-                ):  # its channel may be renewed last; the outbox sends again, too
+                # Its channel may be renewed last; the outbox sends again, too.
+                with contextlib.suppress(TemporaryError):
                     await bus.publish(message())
                     break
             await bus._declaring.declare_queue("works", auto_delete=True)
