@@ -17,7 +17,7 @@ from shared.log import get_logger
 from shared.runtime import kubernetes_body as body
 from shared.runtime.kubernetes_api import Api, ApiError
 from shared.runtime.kubernetes_read import Pod, observe
-from shared.runtime.kubernetes_watch import Pods
+from shared.runtime.kubernetes_watch import UNKNOWN, Pods
 from shared.runtime.protocol import Phase
 from shared.runtime.results import moment
 
@@ -96,14 +96,12 @@ class Logs:
             async with asyncio.timeout(END_TOLD_WITHIN):
                 while known is not None and known.uid == pod.uid and not known.vanishing and not _is_over(known):
                     await self._pods.changed(pod.name, known.version, END_TOLD_WITHIN)
-                    before, known = known, await self._look(pod.name)
-                    if known is not None and known.version == before.version:
-                        break  # the watch does not know it yet, and would not wait
+                    known = await self._look(pod.name)
         return known
 
     async def _look(self, name: str) -> Pod | None:
         """The pod as the watch has brought it; the cluster itself is asked where that does not know it (yet)."""
-        self._pods.begin()  # for the next log
+        await self._pods.changed(name, "", UNKNOWN)
         return (self._pods.get(name) if self._pods.live else None) or await self._find(name)
 
     async def _stream(self, pod: Pod, offset: int, *, follow: bool) -> AsyncIterator[bytes]:

@@ -24,6 +24,8 @@ from shared.runtime.kubernetes_read import Pod, pod_of
 PAGE = 500
 IDLE = 75.0
 """Seconds without a byte after which a watch counts as dead; the server sends a bookmark every minute."""
+UNKNOWN = 1.0
+"""Seconds to wait at most for news of a pod that the watch does not know: it is gone, or about to be told."""
 _log = get_logger("runtime")
 
 
@@ -99,8 +101,11 @@ class Pods:
         """Wait until this pod is another one than of this version, or is gone, or `timeout` seconds are over."""
         self.begin()
         known = self._pods.get(name)
-        if self.live and (known is None or known.version != version):
+        if self.live and known is not None and known.version != version:
             return
+        if known is None:
+            # Gone, or so new that the watch has not brought it: whoever asked at once would ask again and again.
+            timeout = min(timeout, UNKNOWN)
         future = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(name, []).append(future)
         try:

@@ -114,7 +114,7 @@ def write(folder: Path) -> None:
     _write_json(folder / "cni" / "10-bridge.conflist", _network())
     (folder / "containerd.toml").write_text(_containerd(folder))
     (folder / "Corefile").write_text(_dns(folder))
-    (folder / "simulated.log").write_text("simulated\n")
+    (folder / "simulated.log").touch()
     _write_json(folder / "kwok-logs.json", _simulated_logs(folder / "simulated.log"))
     for registry in (REGISTRY, REFUSING_REGISTRY):
         hosts = folder / "registries" / registry / "hosts.toml"
@@ -160,7 +160,7 @@ def _proxy(folder: Path) -> dict[str, object]:
 
 
 def _simulated_logs(log: Path) -> dict[str, object]:
-    """What every container on a simulated node has printed."""
+    """What every container on a simulated node has printed: nothing."""
     return {
         "apiVersion": "kwok.x-k8s.io/v1alpha1",
         "kind": "ClusterLogs",
