@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 from shared.errors import TemporaryError
 from shared.log import get_logger
@@ -23,12 +24,18 @@ from shared.runtime.results import moment
 
 END_TOLD_WITHIN = 3.0
 """Seconds within which kubelet tells that a container has ended whose log has ended; else the log is taken up again."""
+FOLLOWED_AFTER = 0.5
+"""Seconds that a running container gets to end before its log is followed: reading an ended one costs its node less."""
+SILENT_AFTER_END = 10.0
+"""Seconds without output after which a followed log is let go whose container has ended; the rest of it is read at once."""
 UNREADABLE = 600.0
 """Seconds after a container's end until which its node is asked for its log again and again."""
 NOT_KEPT = 20.0
 """The same where the node answers that it has none: its container runtime may be starting."""
 SILENCE = 6 * 3600.0
 """Seconds without output after which a followed log is asked for anew (T57)."""
+LOOKED_EVERY = 30.0
+"""Seconds after which a pod is looked at again of which the watch brings nothing."""
 _STARTED = ("running", "terminated")
 _NODE_SAYS = re.compile(
     rb"unable to retrieve container logs for [a-z-]+://[0-9a-f]+|failed to try resolving symlinks in path \"[^\"\n]+\": [^\n]+"
@@ -37,6 +44,7 @@ _NODE_SAYS = re.compile(
 _NODE_BEGINS = (b"unable to retrieve container logs for ", b'failed to try resolving symlinks in path "')
 _NODE_SAYS_AT_MOST = 1000
 _log = get_logger("runtime")
+Came = TypeVar("Came")
 
 
 class NotKeptError(TemporaryError):
@@ -45,6 +53,28 @@ class NotKeptError(TemporaryError):
 
 class _NoLogError(Exception):
     """There is nothing to be read, or not yet."""
+
+
+class _Patience:
+    """Waits as long as it takes, until told that something should come within so many seconds each time."""
+
+    def __init__(self) -> None:
+        self._seconds: float | None = None
+        self._limit: asyncio.Timeout | None = None
+
+    async def within(self, coming: Awaitable[Came]) -> Came:
+        """What comes. Raises TimeoutError if nothing did in time."""
+        try:
+            async with asyncio.timeout(self._seconds) as self._limit:
+                return await coming
+        finally:
+            self._limit = None
+
+    def run_out_in(self, seconds: float) -> None:
+        """From now on, also for what is being waited for."""
+        self._seconds = seconds
+        if self._limit is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time() + seconds)
 
 
 class Logs:
@@ -62,13 +92,17 @@ class Logs:
             raise KeyError(name)
         while pod is not None and not pod.vanishing:
             started, answered = any(state in pod.job for state in _STARTED), True
+            # Asked before reading: who has ended has written all.
             ended = _is_over(pod)
             if started:
-                # Asked before reading: who has ended has written all.
+                chunks = (
+                    self._followed(pod, offset) if follow and not ended else self._stream(pod, offset, follow=False)
+                )
                 try:
-                    async for chunk in self._stream(pod, offset, follow=follow and not ended):
-                        offset += len(chunk)
-                        yield chunk
+                    async with contextlib.aclosing(chunks):
+                        async for chunk in chunks:
+                            offset += len(chunk)
+                            yield chunk
                 except _NoLogError:
                     answered = False
                 except TemporaryError as error:
@@ -79,23 +113,48 @@ class Logs:
             if ended or not follow:
                 return
             if not started:
-                await self._pods.changed(name, pod.version, 30.0)
+                await self._pods.changed(name, pod.version, LOOKED_EVERY)
                 pod = await self._look(name)
                 continue
-            known, pod = pod, await self._told_to_have_ended(pod)
+            known, pod = pod, await self._over(pod, END_TOLD_WITHIN)
             if answered and pod is not None and pod.uid == known.uid and "terminated" in pod.job:
                 return
 
-    async def _told_to_have_ended(self, pod: Pod) -> Pod | None:
-        """The pod of this name once it has ended, is gone or replaced; or as it is when END_TOLD_WITHIN is over.
+    async def _followed(self, pod: Pod, offset: int) -> AsyncGenerator[bytes, None]:
+        """The log as it is written. Raises _NoLogError if it is to be asked for again, without following.
+
+        A node may go on with the answer though the container has ended long ago: that is not waited for.
+        """
+        now = await self._over(pod, FOLLOWED_AFTER)
+        if now is None or now.uid != pod.uid or _is_over(now):
+            raise _NoLogError
+        patience = _Patience()
+        waiting = asyncio.create_task(self._over(pod, None), name=f"end of {pod.name}")
+
+        def ended(task: asyncio.Task[Pod | None]) -> None:
+            if not task.cancelled() and task.exception() is None:
+                patience.run_out_in(SILENT_AFTER_END)
+
+        waiting.add_done_callback(ended)
+        try:
+            async with contextlib.aclosing(self._stream(pod, offset, follow=True)) as chunks:
+                while (chunk := await patience.within(anext(chunks, None))) is not None:
+                    yield chunk
+        except TimeoutError:
+            raise _NoLogError from None
+        finally:
+            waiting.cancel()
+
+    async def _over(self, pod: Pod, seconds: float | None) -> Pod | None:
+        """The pod of this name once it has ended, is gone or replaced; or as it is when so many seconds are over.
 
         Other news of it is no reason to read its log from the beginning again.
         """
         known: Pod | None = pod
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(END_TOLD_WITHIN):
+            async with asyncio.timeout(seconds):
                 while known is not None and known.uid == pod.uid and not known.vanishing and not _is_over(known):
-                    await self._pods.changed(pod.name, known.version, END_TOLD_WITHIN)
+                    await self._pods.changed(pod.name, known.version, LOOKED_EVERY)
                     known = await self._look(pod.name)
         return known
 
@@ -104,7 +163,7 @@ class Logs:
         await self._pods.changed(name, "", UNKNOWN)
         return (self._pods.get(name) if self._pods.live else None) or await self._find(name)
 
-    async def _stream(self, pod: Pod, offset: int, *, follow: bool) -> AsyncIterator[bytes]:
+    async def _stream(self, pod: Pod, offset: int, *, follow: bool) -> AsyncGenerator[bytes, None]:
         path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}/log"
         query = {"container": body.JOB, "follow": "true" if follow else "false"}
         try:

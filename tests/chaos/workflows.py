@@ -341,7 +341,7 @@ KINDS = (
     FAILING, SAYS_NO, LONG, RACING, REMOVED, REPLACED,
 )  # fmt: skip
 
-# ---------------------------------------------------------------- simulated nodes: no log, and a good end at once
+# ---------------------------------------------------------------- simulated nodes: an empty log, and a good end at once
 
 
 _SIMULATED = JobEnd(lines=0, lost=True)

@@ -19,7 +19,7 @@ from shared.runtime.kubernetes_api import Api
 from shared.runtime.protocol import Phase, Resources
 from tests.cluster import NODE, NODE_ADDRESS, REFUSING_REGISTRY, REGISTRY
 from tests.cluster.images import job_images
-from tests.cluster.nodes import node
+from tests.cluster.nodes import TOLERATION, node
 from tests.contract.runtime_places import Watcher, kubernetes_config, new_name, read, spec
 from tests.servers.between import opened_between
 from tests.servers.registry import started_registry
@@ -488,6 +488,35 @@ async def test_what_a_node_says_in_place_of_a_log_is_not_the_log(kubernetes_plac
                     break
                 await asyncio.sleep(0.1)
         await runtime.remove(name)
+
+
+async def test_a_log_that_its_node_does_not_end_ends_with_its_container(kubernetes_place, cluster, monkeypatch):
+    """A simulated node never ends the answer to whoever follows a log."""
+    if cluster.own is None:
+        pytest.skip("this cluster has no simulated nodes")
+    monkeypatch.setattr(kubernetes_logs, "FOLLOWED_AFTER", 0.0)
+    monkeypatch.setattr(kubernetes_logs, "SILENT_AFTER_END", 0.5)
+    machine = node(f"silent-{kubernetes_place.installation}")
+    machine["metadata"]["labels"] = {"silent": kubernetes_place.installation}
+    defaults = {"node_selector": machine["metadata"]["labels"], "tolerations": (TOLERATION,)}
+    async with watched(kubernetes_place, defaults=defaults) as (runtime, watcher):
+        name = new_name()
+        await runtime.start(spec(name, "true"))
+        await kubernetes_place.patch(name, {"metadata": {"annotations": {"hubflow.dev/simulate": "run"}}})
+        await kubernetes_place.cluster("POST", "/api/v1/nodes", body=machine)
+        try:
+            await watcher.until(name, Phase.RUNNING)
+            reading = asyncio.create_task(read(runtime, name, follow=True))
+            async with asyncio.timeout(60):
+                while not any(task.get_name() == f"end of {name}" for task in asyncio.all_tasks()):
+                    await asyncio.sleep(0.05)
+            await kubernetes_place.patch(name, {"metadata": {"annotations": {"hubflow.dev/simulate": None}}})
+            await watcher.until(name, Phase.FINISHED)
+            async with asyncio.timeout(60):
+                assert not await reading
+            await runtime.remove(name)
+        finally:
+            await kubernetes_place.cluster("DELETE", f"/api/v1/nodes/{machine['metadata']['name']}")
 
 
 async def test_t55_a_log_survives_the_end_of_the_api_server(kubernetes_place, cluster):
