@@ -23,7 +23,8 @@ from shared.runtime.protocol import Phase
 from shared.runtime.results import moment
 
 END_TOLD_WITHIN = 3.0
-"""Seconds within which kubelet tells that a container has ended whose log has ended; else the log is taken up again."""
+"""Seconds within which kubelet tells that a container has ended whose log has ended; else the log is taken up again, and
+twice as many are waited the next time: each time is a read from the beginning."""
 FOLLOWED_AFTER = 0.5
 """Seconds that a running container gets to end before its log is followed: reading an ended one costs its node less."""
 SILENT_AFTER_END = 10.0
@@ -43,6 +44,10 @@ _NODE_SAYS = re.compile(
 """What kubelet sends in place of a log that it does not have: with status 200, and as if the container had printed it."""
 _NODE_BEGINS = (b"unable to retrieve container logs for ", b'failed to try resolving symlinks in path "')
 _NODE_SAYS_AT_MOST = 1000
+_CANNOT_FOLLOW = re.compile(
+    rb"failed to (create fsnotify watcher: |watch directory \"|(open|read|reset seek in) log file \")[^\n]*\Z"
+)
+"""What kubelet appends to a log that it does not go on to follow, as where its machine has no inotify instance left."""
 _log = get_logger("runtime")
 Came = TypeVar("Came")
 
@@ -90,6 +95,7 @@ class Logs:
         pod = await self._look(name)
         if pod is None:
             raise KeyError(name)
+        seconds = END_TOLD_WITHIN
         while pod is not None and not pod.vanishing:
             started, answered = any(state in pod.job for state in _STARTED), True
             # Asked before reading: who has ended has written all.
@@ -116,8 +122,10 @@ class Logs:
                 await self._pods.changed(name, pod.version, LOOKED_EVERY)
                 pod = await self._look(name)
                 continue
-            known, pod = pod, await self._over(pod, END_TOLD_WITHIN)
-            if answered and pod is not None and pod.uid == known.uid and "terminated" in pod.job:
+            known, pod = pod, await self._over(pod, seconds)
+            seconds = min(2 * seconds, LOOKED_EVERY)
+            whole = pod is not None and pod.uid == known.uid and "terminated" in pod.job and offset >= _printed(pod)
+            if answered and whole:
                 return
 
     async def _followed(self, pod: Pod, offset: int) -> AsyncGenerator[bytes, None]:
@@ -168,7 +176,8 @@ class Logs:
         query = {"container": body.JOB, "follow": "true" if follow else "false"}
         try:
             async with self._api.request("GET", path, query=query, idle=SILENCE) as response:
-                async for chunk in _words_of_the_job(response.content.iter_any(), pod.name):
+                words = _words_of_the_job(response.content.iter_any(), pod.name)
+                async for chunk in _followed_words(words, pod.name) if follow else words:
                     if offset < len(chunk):
                         yield chunk[offset:]
                     offset = max(0, offset - len(chunk))
@@ -194,6 +203,30 @@ async def _words_of_the_job(chunks: AsyncIterator[bytes], name: str) -> AsyncIte
         if _NODE_SAYS.fullmatch(first):
             raise NotKeptError(f"the node of {name} says: {first.decode(errors='replace')}")
         yield first
+
+
+async def _followed_words(chunks: AsyncIterator[bytes], name: str) -> AsyncIterator[bytes]:
+    """The log as it comes. Raises _NoLogError if it ends with kubelet's words that it cannot follow it.
+
+    If a job has printed such words and nothing after them, they come when the log is read without following.
+    """
+    held = b""
+    async for chunk in chunks:
+        chunk, held = held + chunk, b""
+        if found := _CANNOT_FOLLOW.search(chunk, max(0, len(chunk) - _NODE_SAYS_AT_MOST)):
+            chunk, held = chunk[: found.start()], found[0]
+        if chunk:
+            yield chunk
+    if held:
+        _log.warning("the node does not follow a log, it is read again", pod=name, says=held.decode(errors="replace"))
+        raise _NoLogError
+
+
+def _printed(pod: Pod) -> int:
+    """How many bytes the wrapper has passed on; 0 if it does not say."""
+    seen = observe(pod, datetime.now(UTC))
+    printed = ((seen.result if seen is not None else None) or {}).get("log_bytes")
+    return printed if isinstance(printed, int) else 0
 
 
 def _is_over(pod: Pod) -> bool:
