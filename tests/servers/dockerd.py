@@ -102,7 +102,6 @@ class Dockerd:
         if self._supervisor is not None:
             _stdin(self._supervisor).close()
             await asyncio.to_thread(self._supervisor.wait, 60)
-        shutil.rmtree(self._run, ignore_errors=True)
         shutil.rmtree(self.folder / "data", ignore_errors=True)
 
     def _supervise(self, insecure_registries: Iterable[str]) -> subprocess.Popen[bytes]:
@@ -129,7 +128,16 @@ class Dockerd:
             "--shutdown-timeout=2",
             *(f"--insecure-registry={host}" for host in insecure_registries),
         ]
-        arguments = [sys.executable, "-I", "-S", str(_SUPERVISOR), str(self.folder), self._bridge, "--", *command]
+        arguments = [
+            sys.executable,
+            "-I",
+            "-S",
+            str(_SUPERVISOR),
+            f"{self.folder}:{self._run}",
+            self._bridge,
+            "--",
+            *command,
+        ]
         with (self.folder / "dockerd.log").open("ab") as log:
             return subprocess.Popen(
                 arguments, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd="/", start_new_session=True

@@ -1,9 +1,10 @@
-"""Keeps dockerd and all that comes from it: `python -I -S supervisor.py NETWORK... -- PROGRAM ARGUMENT...` (root).
+"""Keeps dockerd and all below it: `python -I -S supervisor.py FOLDER[:FOLDER] NETWORK... -- PROGRAM ARGUMENT...` (root).
 
 Containers detach themselves from dockerd and would go on for ever after a killed test run. This process adopts every
 descendant (the kernel hands orphans to it), and reads standard input, whose other end only the test run holds:
 a line `start` starts the program again after it ended; end of file means that the test run is gone, however it went:
-then everything is killed, unmounted and the network bridges are removed.
+then everything is killed, what is mounted below the folders is unmounted, the network bridges are removed, and so is the
+second folder.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import ctypes
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +26,7 @@ _MNT_DETACH = 2
 
 def main() -> None:
     split = sys.argv.index("--")
-    folder, *bridges = sys.argv[1:split]
+    folders, *bridges = sys.argv[1:split]
     command = sys.argv[split + 1 :]
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -45,7 +47,7 @@ def main() -> None:
             line, _, lines = lines.partition(b"\n")
             if line == b"start":
                 start(command)
-    clean_up(libc, folder, bridges)
+    clean_up(libc, folders.split(":"), bridges)
 
 
 def start(command: list[str]) -> None:
@@ -58,7 +60,7 @@ def reap() -> None:
             pass
 
 
-def clean_up(libc: ctypes.CDLL, folder: str, bridges: list[str]) -> None:
+def clean_up(libc: ctypes.CDLL, folders: list[str], bridges: list[str]) -> None:
     deadline = time.monotonic() + 20
     while (found := descendants(os.getpid())) and time.monotonic() < deadline:
         for pid in found:
@@ -67,10 +69,14 @@ def clean_up(libc: ctypes.CDLL, folder: str, bridges: list[str]) -> None:
         reap()
         time.sleep(0.02)
     mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    for point in sorted((point for point in mounted if point.startswith(folder + "/")), reverse=True):
+    for point in sorted(
+        (point for point in mounted if any(point.startswith(folder + "/") for folder in folders)), reverse=True
+    ):
         libc.umount2(point.encode(), _MNT_DETACH)
     for bridge in bridges:
         subprocess.run(["ip", "link", "delete", bridge], stderr=subprocess.DEVNULL, check=False)
+    for folder in folders[1:]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def descendants(root: int) -> list[int]:
