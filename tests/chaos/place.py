@@ -306,7 +306,8 @@ async def ready(place: Place) -> None:
             for replica in list(place.replicas.values()):
                 while (answer := await _readiness(http, replica)) != "ready":
                     said = {f"{replica.name}-{replica.letter}": answer}
-                    if replica.process is not None and replica.process.poll() is not None:
+                    ended = replica.process is not None and replica.process.poll() is not None
+                    if ended and EXPECTED_WORDS not in replica.last_words():
                         raise RuntimeError(f"{replica.name} ended:\n{replica.log.read_text(errors='replace')[-3000:]}")
                     await asyncio.sleep(0.05)
     except TimeoutError:

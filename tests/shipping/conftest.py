@@ -55,5 +55,4 @@ async def installation(
         pytest.skip("the images cannot be put on a cluster that is not of this machine")
     await kubernetes.own.load(shipped.archive)
     with installing.volumes(kubernetes.own, kubectl):
-        async with installing.installed(kubectl) as opened:
-            yield opened
+        yield await asyncio.to_thread(installing.install, kubectl)

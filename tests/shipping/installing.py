@@ -1,14 +1,13 @@
-"""The demo overlay on the real cluster, its console on a port of this machine."""
+"""An overlay on the real cluster, its console on ports of this machine."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,20 +17,37 @@ from tests.shipping.kubectl import PROGRAM, Kubectl
 
 INSTALLED_WITHIN = 420
 TOKEN = "hubflow-demo-operator"
+DEMO = ROOT / "k8s/overlays/demo"
 
 
 @dataclass(frozen=True)
 class Installation:
-    """A running demo."""
+    """Hubflow on a cluster."""
 
     kubectl: Kubectl
-    url: str
 
     def hubflow(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """The command as an operator has it."""
-        environment = {**os.environ, "HUBFLOW_URL": self.url, "HUBFLOW_TOKEN": TOKEN, "HUBFLOW_TENANT": "acme"}
-        command = [sys.executable, "-m", "cli.main", *arguments]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        """The command as an operator has it, through a port of its own: a forwarded port ends with the pod it leads to."""
+        with _console(self.kubectl) as url:
+            environment = {**os.environ, "HUBFLOW_URL": url, "HUBFLOW_TOKEN": TOKEN, "HUBFLOW_TENANT": "acme"}
+            command = [sys.executable, "-m", "cli.main", *arguments]
+            return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@contextlib.contextmanager
+def _console(kubectl: Kubectl) -> Iterator[str]:
+    with subprocess.Popen(
+        [PROGRAM, "port-forward", "-n", "hubflow", "service/console", ":http"],
+        env={**os.environ, "KUBECONFIG": str(kubectl.kubeconfig)}, stdout=subprocess.PIPE, text=True,
+    ) as forward:  # fmt: skip
+        try:
+            assert forward.stdout is not None
+            told = forward.stdout.readline()
+            port = re.search(r"127\.0\.0\.1:(\d+)", told)
+            assert port is not None, told
+            yield f"http://127.0.0.1:{port[1]}"
+        finally:
+            forward.terminate()
 
 
 @contextlib.contextmanager
@@ -61,25 +77,11 @@ spec:
 """
 
 
-@contextlib.asynccontextmanager
-async def installed(kubectl: Kubectl) -> AsyncIterator[Installation]:
-    """Apply the overlay, wait until all is ready, and open a port."""
-    kubectl("apply", "-k", str(ROOT / "k8s/overlays/demo"))
-    await asyncio.to_thread(_await_ready, kubectl)
-    forward = await asyncio.create_subprocess_exec(
-        PROGRAM, "port-forward", "-n", "hubflow", "service/console", ":http",
-        env={**os.environ, "KUBECONFIG": str(kubectl.kubeconfig)}, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        assert forward.stdout is not None
-        told = (await forward.stdout.readline()).decode()
-        port = re.search(r"127\.0\.0\.1:(\d+)", told)
-        assert port is not None, told
-        yield Installation(kubectl, f"http://127.0.0.1:{port[1]}")
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # it ends by itself with the pod it leads to
-            forward.terminate()
-        await forward.wait()
+def install(kubectl: Kubectl, overlay: Path = DEMO) -> Installation:
+    """Apply the overlay, and wait until all is ready."""
+    kubectl("apply", "-k", str(overlay))
+    _await_ready(kubectl)
+    return Installation(kubectl)
 
 
 def _await_ready(kubectl: Kubectl) -> None:
