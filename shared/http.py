@@ -32,43 +32,65 @@ _READ_HEADERS = (
 _log = get_logger("http")
 
 
+_BEGUN: web.RequestKey[web.StreamResponse] = web.RequestKey("begun", web.StreamResponse)
+"""The answer whose headers are out."""
+
+
 @web.middleware
 async def problems(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Turn every error into a problem document; bugs get an id that is in the log, and no trace goes out."""
+    """Turn every error into a problem document; bugs get an id that is in the log, and no trace goes out.
+
+    An answer that has begun is broken off: the reader sees that it is not whole, and no word of ours gets into it.
+    """
     try:
         _check_text(request)
         return await handler(request)
-    except UserError as error:
+    except (ConnectionResetError, TimeoutError):
+        raise
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return _problem_of(error, request)
+    except Exception as error:
+        answer = _problem_of(error, request)
+        begun: web.StreamResponse | None = request.get(_BEGUN)
+        if begun is None:
+            return answer
+        if request.transport is not None:
+            request.transport.close()
+        return begun
+
+
+async def note_begun(request: web.Request, response: web.StreamResponse) -> None:
+    """For `Application.on_response_prepare`."""
+    request[_BEGUN] = response
+
+
+def _problem_of(error: Exception, request: web.Request) -> web.Response:
+    if isinstance(error, UserError):
         return problem(error.status, error.code, str(error), hint=error.hint, **error.details)
-    except TemporaryError as error:
+    if isinstance(error, TemporaryError):
         _log.warning("request not served", path=request.path, error=str(error))
         return problem(
             503, "unavailable", "a part of Hubflow does not answer at the moment", hint="try again in a few seconds"
         )
-    except PermanentError as error:
+    if isinstance(error, PermanentError):
         return problem(422, error.reason, str(error))
-    except web.HTTPRequestEntityTooLarge:
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
         return problem(413, "body-too-large", f"the body is larger than {MAX_BODY} bytes")
-    except web.RequestPayloadError:
+    if isinstance(error, web.RequestPayloadError):
         return problem(
             400, "invalid-body", "the body is not what its headers say (encoding or length)", hint="send it as it is"
         )
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
+    if isinstance(error, web.HTTPException):
         return problem(
             error.status, error.reason.lower().replace(" ", "-"), f"{error.reason}: {request.method} {request.path}"
         )
-    except (ConnectionResetError, TimeoutError):
-        raise
-    except Exception:
-        incident = uuid.uuid4().hex[:12]
-        _log.exception("request failed", path=request.path, incident=incident)
-        return problem(
-            500, "internal", "something went wrong in Hubflow", hint=f"tell the operator: incident {incident}"
-        )
+    incident = uuid.uuid4().hex[:12]
+    _log.error("request failed", path=request.path, incident=incident, exc_info=error)
+    return problem(500, "internal", "something went wrong in Hubflow", hint=f"tell the operator: incident {incident}")
 
 
 def _check_text(request: web.Request) -> None:

@@ -279,6 +279,7 @@ class _Health:
 async def _listen(stack: AsyncExitStack, host: Host, health: _Health, parts: Sequence[Parts]) -> int:
     """Start the process's one HTTP server. Returns its port."""
     app = web.Application(middlewares=[http.problems], client_max_size=http.MAX_BODY)
+    app.on_response_prepare.append(http.note_begun)
     app.add_routes(health.routes())
     for part in parts:
         app.add_routes(part.routes)

@@ -23,6 +23,7 @@ from shared.embedded import S3Address
 from shared.events import RunFinished, RunPaused
 from shared.http import quoted
 from shared.states import RunState
+from tests.chaos.proxy import Proxy
 from tests.integration.serving import Client, Served, serving
 
 WORKFLOW = """
@@ -568,10 +569,19 @@ async def test_a_stage_that_names_its_approvers_hears_only_them(served: Served, 
 
 
 @pytest.fixture
-async def storing(database: str, s3: S3Address) -> AsyncIterator[Served]:
+async def wire(s3: S3Address) -> AsyncIterator[Proxy]:
+    """What stands between the console and object storage."""
+    proxy = Proxy("objects", s3.port)
+    await proxy.open()
+    yield proxy
+    await proxy.close()
+
+
+@pytest.fixture
+async def storing(database: str, s3: S3Address, wire: Proxy) -> AsyncIterator[Served]:
     """With object storage."""
     environment = {
-        "HUBFLOW_S3_ENDPOINT": s3.endpoint, "HUBFLOW_S3_BUCKET": f"console-{uuid.uuid4().hex[:12]}",
+        "HUBFLOW_S3_ENDPOINT": f"http://127.0.0.1:{wire.port}", "HUBFLOW_S3_BUCKET": f"console-{uuid.uuid4().hex[:12]}",
         "HUBFLOW_S3_ACCESS_KEY": s3.access_key,
         "HUBFLOW_S3_SECRET_KEY": s3.secret_key, "HUBFLOW_S3_REGION": s3.region,
     }  # fmt: skip
@@ -725,6 +735,40 @@ async def test_thubs_files_are_stored_by_tag(storing: Served, logged: tuple[Clie
     assert (await acme.call("PUT", "/api/v1/files/ns/repo/a%2F..%2Fb", b"x")).status in {404, 422}
     other = await storing.tenant("other")
     assert (await other.call("GET", f"{path}?tag=1.0")).status == 404
+
+
+async def what_comes(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
+    """The rest of a body, and whether that ended as it should."""
+    came = b""
+    try:
+        async with asyncio.timeout(20):
+            async for chunk in response.content.iter_any():
+                came += chunk
+    except aiohttp.ClientPayloadError:
+        return came, False
+    return came, True
+
+
+async def test_nothing_but_a_files_bytes_is_ever_in_it(
+    storing: Served, wire: Proxy, logged: tuple[Client, str, str]
+) -> None:
+    """Object storage goes away: a problem document if nothing has been sent yet, else an answer that is seen to be broken."""
+    acme, run, log = logged
+    path, body = "/api/v1/files/ns/repo/large", bytes(range(256)) * 160_000
+    headers = {"Authorization": f"Bearer {acme.token}"}
+    async with acme.session.put(acme.url + path, data=body, headers=headers) as response:
+        assert response.status == 201
+    await write_log(storing, run, body, b"", complete=True)
+    for place in (path, log):
+        async with acme.session.get(acme.url + place, headers=headers) as response:
+            assert response.status == 200
+            came = await response.content.readexactly(100_000)
+            wire.refuse()
+            rest, whole = await what_comes(response)
+        assert body.startswith(came + rest)
+        assert not whole
+        assert (await acme.call("GET", place)).status == 503
+        wire.heal()
 
 
 # ---------------------------------------------------------------- the rest

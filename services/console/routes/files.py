@@ -57,8 +57,12 @@ async def get_file(call: Call, context: Context) -> web.StreamResponse:
         headers={"Content-Type": "application/octet-stream", "X-Content-Type-Options": "nosniff"}
     )
     response.content_length = found.size
+    # The first piece before the answer begins, so that a file that cannot be had is told with a status.
+    chunks = aiter(context.host.objects.stream(key))
+    first = await anext(chunks, b"")
     await response.prepare(call.request)
-    async for chunk in context.host.objects.stream(key):
+    await response.write(first)
+    async for chunk in chunks:
         await response.write(chunk)
     await response.write_eof()
     return response

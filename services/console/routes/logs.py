@@ -85,9 +85,13 @@ async def get_log(call: Call, context: Context) -> web.StreamResponse:
         response.enable_chunked_encoding()
     else:
         response.content_length = end - start
-    await response.prepare(call.request)
     missing = end - start
-    async for piece in _pieces(call, context, log, start, None if query.follow else end):
+    pieces = _pieces(call, context, log, start, None if query.follow else end)
+    # The first piece before the answer begins, so that a log that cannot be read is told with a status; whoever follows one
+    # gets the headers at once.
+    first = b"" if query.follow else await anext(pieces, b"")
+    await response.prepare(call.request)
+    async for piece in _after(first, pieces):
         async with asyncio.timeout(STUCK_SECONDS):
             await response.write(piece)
         missing -= len(piece)
@@ -96,6 +100,13 @@ async def get_log(call: Call, context: Context) -> web.StreamResponse:
         call.request.transport.close()
     await response.write_eof()
     return response
+
+
+async def _after(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    if first:
+        yield first
+    async for piece in rest:
+        yield piece
 
 
 async def _pieces(call: Call, context: Context, log: _Log, start: int, end: int | None) -> AsyncIterator[bytes]:
