@@ -27,6 +27,8 @@ SHARES = tuple("0123456789abcdef")
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}\Z")
 _ARTIFACT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")
+_NEVER_BEGAN = frozenset({Reason.START_FAILED, Reason.INIT_FAILED, Reason.IMAGE_PULL})
+"""Some places tell a moment of start for these, too."""
 _OF_THE_PLACE = frozenset({Reason.NODE_LOST, Reason.EVICTED, Reason.CONTAINER_GONE})
 
 _WRAPPER_FAILURES: Mapping[str, tuple[Reason, str]] = {
@@ -59,8 +61,10 @@ def outcome_of(seen: Observation) -> Outcome:
     else:
         state, reason, message = _without_document(seen)
     started = document.get("started") if document is not None else None
-    if seen.reason == Reason.CONTAINER_GONE and seen.started_at is not None:
-        started = True  # whoever could have seen it run was down; its code must not begin again for nothing
+    untold = document is None or seen.reason == Reason.CONTAINER_GONE
+    if untold and seen.started_at is not None and seen.reason not in _NEVER_BEGAN:
+        # Whoever could have seen it run was down, or too late; its code must not begin again for nothing.
+        started = True
     return Outcome(
         container=seen.name,
         uid=seen.uid,

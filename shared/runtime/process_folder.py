@@ -40,7 +40,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -363,12 +363,17 @@ def _without_result(container: Container, *, claimed: bool) -> Observation:
         reason=reason,
         message=message,
         exit_code=None if status is None else (128 - status if status < 0 else status),
-        started_at=_started_at(container),
+        # A job may kill its wrapper before that has said that it runs: who has the document may have begun.
+        started_at=_started_at(container) or (_log_begun(container) if claimed else None),
     )
 
 
 def _status_text(status: int) -> str:
     return f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+
+
+def _log_begun(container: Container) -> datetime:
+    return datetime.fromtimestamp(Path(container.folder, "wrapper.log").stat().st_mtime, UTC)
 
 
 def _started_at(container: Container) -> datetime | None:

@@ -155,6 +155,18 @@ def test_t91_orphans(phase: Phase, standing: Standing | None, orphan: bool) -> N
     assert is_orphan(seen(phase=phase), standing) is orphan
 
 
+@pytest.mark.parametrize(
+    ("reason", "started"),
+    [("WrapperFailed", True), ("OOMKilled", True), ("NodeLost", True), ("StartFailed", None), ("InitFailed", None)],
+)
+def test_a_job_whose_wrapper_was_killed_before_anybody_saw_it_run_has_started(
+    reason: str, started: bool | None
+) -> None:
+    killed = dataclasses.replace(seen(None, code=137, reason=reason), started_at=datetime.now(UTC))
+    assert outcome_of(killed).started is started
+    assert outcome_of(dataclasses.replace(killed, started_at=None)).started is None
+
+
 def test_what_started_and_was_removed_before_anybody_saw_it_run_has_started() -> None:
     """Else it would be made again free of charge, and its code begin twice."""
     gone = seen(None, reason="ContainerGone")
