@@ -25,7 +25,7 @@ from shared.db.database import Database
 from shared.errors import TemporaryError
 from shared.log import get_logger
 from shared.objects import ObjectStore
-from shared.runtime.protocol import Phase, Runtime
+from shared.runtime.protocol import IncompleteLogError, Phase, Runtime
 
 UPLOAD_SECONDS = 60.0
 LONGEST_WAIT = 15.0
@@ -100,6 +100,9 @@ async def _read_once(stream: Stream, segments: _Segments, tools: Tools) -> None:
                     await _take(stream, chunk, segments, tools)
                     if stream.truncated:
                         return
+            return
+        except IncompleteLogError:
+            stream.doubtful = True
             return
         except KeyError:
             return  # the container is gone: what was read of it is all there is

@@ -15,7 +15,6 @@ import contextlib
 import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from shared.errors import PermanentError, TemporaryError
@@ -27,7 +26,7 @@ from shared.runtime.kubernetes_body import PodDefaults
 from shared.runtime.kubernetes_logs import Logs
 from shared.runtime.kubernetes_options import Allowed
 from shared.runtime.kubernetes_place import Namespaces, Tenancy
-from shared.runtime.kubernetes_read import Pod, hopeless, observe, pod_of
+from shared.runtime.kubernetes_read import Pod, hopeless, is_over, observe, pod_of
 from shared.runtime.kubernetes_watch import IDLE, Pods
 from shared.runtime.protocol import ContainerSpec, Observation, Phase
 from shared.runtime.telling import Telling
@@ -178,7 +177,7 @@ class KubernetesRuntime:
     async def stop(self, name: str, grace: float) -> None:
         """See the protocol. The mark comes first, so that nobody takes the deletion for somebody else's."""
         pod = await self._find(name)
-        if pod is None or pod.vanishing or pod.deleted is not None or _over(pod):
+        if pod is None or pod.vanishing or pod.deleted is not None or is_over(pod, self.api.now()):
             return
         started = "running" in pod.job
         message = "killed when its time to end itself was over" if started else "stopped before it had started"
@@ -195,7 +194,7 @@ class KubernetesRuntime:
         pod = (self.pods.get(name) if self.pods.live else None) or await self._find(name)
         if pod is None:
             return
-        path, over = _path(pod), _over(pod)
+        path, over = _path(pod), is_over(pod, self.api.now())
         if pod.held:
             with contextlib.suppress(_MissingError):
                 await self._ask("PATCH", path, body=body.release(pod.uid, list(pod.others)), content_type=MERGE)
@@ -234,13 +233,13 @@ class KubernetesRuntime:
         """See the protocol. From what the watch has brought, once it runs: reading ten thousand pods takes seconds."""
         if not self.pods.live:
             await self.pods.synced()
-        now = datetime.now(UTC)
+        now = self.api.now()
         return [seen for pod in self.pods.all() if (seen := observe(pod, now)) is not None]
 
     async def inspect(self, name: str) -> Observation | None:
         """See the protocol."""
         pod = await self._find(name)
-        return None if pod is None else observe(pod, datetime.now(UTC))
+        return None if pod is None else observe(pod, self.api.now())
 
     async def watch(self) -> AsyncIterator[Observation]:
         """See the protocol. Whoever watches also ends pods that will never start."""
@@ -251,7 +250,7 @@ class KubernetesRuntime:
             try:
                 while True:
                     heard = await ear.hear(LOOK_EVERY)
-                    now = datetime.now(UTC)
+                    now = self.api.now()
                     states = [(name, pod) for name, pods in heard.items() for pod in pods]
                     states += [(name, pod) for name, pod in silent.items() if name not in heard]
                     for name, pod in states:
@@ -272,7 +271,7 @@ class KubernetesRuntime:
         """End, with the reason, pods whose images cannot be had or that kubelet cannot start."""
         while True:
             await asyncio.sleep(LOOK_EVERY)
-            now = datetime.now(UTC)
+            now = self.api.now()
             for name in telling.unfinished():
                 pod = self.pods.get(name)
                 verdict = pod and hopeless(pod, now, self._config.pull_seconds, self._config.create_seconds)
@@ -334,11 +333,6 @@ class _MissingError(Exception):
 
 def _path(pod: Pod) -> str:
     return f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}"
-
-
-def _over(pod: Pod) -> bool:
-    seen = observe(pod, datetime.now(UTC))
-    return seen is not None and seen.phase is Phase.FINISHED
 
 
 def _told_over(seen: Observation | None) -> bool:

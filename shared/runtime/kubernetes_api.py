@@ -7,12 +7,15 @@ watch over ten thousand pods would be all models. Where the server is, and who w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
@@ -21,6 +24,8 @@ from prometheus_client import Counter as Metric
 from shared.errors import TemporaryError
 from shared.runtime.kubernetes_access import Access, Server, find_server
 
+CLOCK_EVERY = 10.0
+"""Seconds after which the API server's clock is looked at again, at the next answer."""
 PATIENCE = 10.0
 """Seconds that one call is tried again for, before its caller hears of it (T90)."""
 LONGEST_PAUSE = 3.0
@@ -54,6 +59,20 @@ class Api:
         self._opening = asyncio.Lock()
         self.counted: Counter[tuple[str, str]] = Counter()
         """(verb, kind) -> calls that were answered; for those who count what a job costs."""
+        self._told: tuple[datetime, float] | None = None
+
+    def now(self) -> datetime:
+        """The time by the API server's clock, to a second: what it writes into objects is compared with this, not with ours."""
+        if self._told is None:
+            return datetime.now(UTC)
+        then, at = self._told
+        return then + timedelta(seconds=time.monotonic() - at)
+
+    def _hear_time(self, told: str | None) -> None:
+        now = time.monotonic()
+        if told and (self._told is None or now - self._told[1] > CLOCK_EVERY):
+            with contextlib.suppress(ValueError):
+                self._told = parsedate_to_datetime(told), now
 
     async def call(
         self,
@@ -102,10 +121,16 @@ class Api:
                 method, path, params=query, data=data, headers=headers, timeout=limits
             ) as response:
                 self.counted[method, kind] += 1
+                self._hear_time(response.headers.get("Date"))
                 _CALLS.labels(method, kind, response.status).inc()
                 if response.status >= 400:
                     await self._refuse(response)
                 yield response
+        except RuntimeError as error:
+            if "used by transport" not in str(error):
+                raise
+            # uvloop, of a connection that was given up half-way and whose number the system has given to the next one.
+            raise _BusyError(f"no connection to the API server at {self.address}: {error}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             why = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise _BusyError(f"the API server at {self.address} does not answer: {why}") from error

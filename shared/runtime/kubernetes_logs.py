@@ -10,16 +10,17 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 from shared.errors import TemporaryError
 from shared.log import get_logger
 from shared.runtime import kubernetes_body as body
 from shared.runtime.kubernetes_api import Api, ApiError
-from shared.runtime.kubernetes_read import Pod, observe
+from shared.runtime.kubernetes_read import Pod, is_over, observe
 from shared.runtime.kubernetes_watch import UNKNOWN, Pods
-from shared.runtime.protocol import Phase
+from shared.runtime.protocol import IncompleteLogError
 from shared.runtime.results import moment
 
 END_TOLD_WITHIN = 3.0
@@ -32,7 +33,10 @@ SILENT_AFTER_END = 10.0
 UNREADABLE = 600.0
 """Seconds after a container's end until which its node is asked for its log again and again."""
 NOT_KEPT = 20.0
-"""The same where the node answers that it has none: its container runtime may be starting."""
+"""Seconds for which an ended container's log is asked for that its node refuses: its container runtime may be starting."""
+ASKED_AGAIN_AFTER = 1.0
+ANSWER_WITHIN = 60.0
+"""Seconds without a byte after which a log that is not followed is asked for anew."""
 SILENCE = 6 * 3600.0
 """Seconds without output after which a followed log is asked for anew (T57)."""
 LOOKED_EVERY = 30.0
@@ -82,6 +86,31 @@ class _Patience:
             self._limit.reschedule(asyncio.get_running_loop().time() + seconds)
 
 
+@dataclass(slots=True)
+class _Reading:
+    """How far one log has been read."""
+
+    offset: int
+    refusal: str = ""
+    """Why the node has not given all the last time."""
+    wait: float = END_TOLD_WITHIN
+    given_up: bool = False
+    refused: float | None = None
+    """When an ended container's log was refused for the first time."""
+    short: int = 0
+    """How often it lacked bytes."""
+
+    def was_the_last_time(self) -> bool:
+        """Called after each time. A node that refuses may be coming back; one that sends less has no more (a rotated log)."""
+        if not self.refusal:
+            self.short += 1
+            return self.short > 1
+        now = asyncio.get_running_loop().time()
+        if self.refused is None:
+            self.refused = now
+        return now - self.refused > NOT_KEPT
+
+
 class Logs:
     """Logs of pods. `find` asks the API server for a pod as it is now."""
 
@@ -95,38 +124,64 @@ class Logs:
         pod = await self._look(name)
         if pod is None:
             raise KeyError(name)
-        seconds = END_TOLD_WITHIN
-        while pod is not None and not pod.vanishing:
-            started, answered = any(state in pod.job for state in _STARTED), True
-            # Asked before reading: who has ended has written all.
-            ended = _is_over(pod)
-            if started:
-                chunks = (
-                    self._followed(pod, offset) if follow and not ended else self._stream(pod, offset, follow=False)
-                )
-                try:
-                    async with contextlib.aclosing(chunks):
-                        async for chunk in chunks:
-                            offset += len(chunk)
-                            yield chunk
-                except _NoLogError:
-                    answered = False
-                except TemporaryError as error:
-                    patience = NOT_KEPT if isinstance(error, NotKeptError) else UNREADABLE
-                    if not (ended and _nobody_has_it(pod, patience)):
-                        raise
-                    _log.warning("log cannot be read any more, what was read of it stays", pod=name, error=str(error))
-            if ended or not follow:
+        reading = _Reading(offset)
+        while pod is not None and not pod.vanishing and not reading.given_up:
+            ended = self._ended(pod)  # asked before reading: who has ended has written all
+            if _has_started(pod):
+                chunks = self._once(pod, reading, ended=ended, follow=follow)
+                async with contextlib.aclosing(chunks):
+                    async for chunk in chunks:
+                        yield chunk
+            if not follow:
                 return
-            if not started:
-                await self._pods.changed(name, pod.version, LOOKED_EVERY)
-                pod = await self._look(name)
-                continue
-            known, pod = pod, await self._over(pod, seconds)
-            seconds = min(2 * seconds, LOOKED_EVERY)
-            whole = pod is not None and pod.uid == known.uid and "terminated" in pod.job and offset >= _printed(pod)
-            if answered and whole:
-                return
+            pod = await (self._after_end(pod, reading) if ended else self._while_it_runs(pod, reading))
+
+    async def _once(self, pod: Pod, reading: _Reading, *, ended: bool, follow: bool) -> AsyncGenerator[bytes, None]:
+        reading.refusal = ""
+        if follow and not ended:
+            chunks = self._followed(pod, reading.offset)
+        else:
+            chunks = self._stream(pod, reading.offset, follow=False)
+        try:
+            async with contextlib.aclosing(chunks):
+                async for chunk in chunks:
+                    reading.offset += len(chunk)
+                    yield chunk
+        except _NoLogError as error:
+            reading.refusal = str(error)
+        except NotKeptError as error:
+            if not ended:
+                raise
+            reading.refusal = str(error)
+        except TemporaryError as error:
+            if not (ended and self._nobody_has_it(pod)):
+                raise
+            _log.warning("log cannot be read any more, what was read of it stays", pod=pod.name, error=str(error))
+            reading.given_up = True
+
+    async def _after_end(self, pod: Pod, reading: _Reading) -> Pod | None:
+        """The pod, to be read again, or None. Raises IncompleteLogError."""
+        missing = self._printed(pod) - reading.offset
+        if not _has_started(pod) or (not reading.refusal and missing <= 0):
+            return None
+        if not reading.was_the_last_time():
+            await asyncio.sleep(ASKED_AGAIN_AFTER)
+            return await self._look(pod.name)
+        _log.warning("a log has no more than was read of it", pod=pod.name, missing=missing, because=reading.refusal)
+        if missing > 0:
+            raise IncompleteLogError(f"{missing} bytes of the log of {pod.name} cannot be had")
+        return None
+
+    async def _while_it_runs(self, pod: Pod, reading: _Reading) -> Pod | None:
+        """The pod, to be read again, or None if that is not needed."""
+        if not _has_started(pod):
+            await self._pods.changed(pod.name, pod.version, LOOKED_EVERY)
+            return await self._look(pod.name)
+        now = await self._over(pod, reading.wait)
+        reading.wait = min(2 * reading.wait, LOOKED_EVERY)
+        if now is None or now.uid != pod.uid or "terminated" not in now.job:
+            return now
+        return now if reading.refusal or reading.offset < self._printed(now) else None
 
     async def _followed(self, pod: Pod, offset: int) -> AsyncGenerator[bytes, None]:
         """The log as it is written. Raises _NoLogError if it is to be asked for again, without following.
@@ -134,22 +189,17 @@ class Logs:
         A node may go on with the answer though the container has ended long ago: that is not waited for.
         """
         now = await self._over(pod, FOLLOWED_AFTER)
-        if now is None or now.uid != pod.uid or _is_over(now):
-            raise _NoLogError
+        if now is None or now.uid != pod.uid or self._ended(now):
+            raise _NoLogError("it has ended")
         patience = _Patience()
-        waiting = asyncio.create_task(self._over(pod, None), name=f"end of {pod.name}")
-
-        def ended(task: asyncio.Task[Pod | None]) -> None:
-            if not task.cancelled() and task.exception() is None:
-                patience.run_out_in(SILENT_AFTER_END)
-
-        waiting.add_done_callback(ended)
+        waiting = asyncio.create_task(self._end_of(pod), name=f"end of {pod.name}")
+        waiting.add_done_callback(lambda _: patience.run_out_in(SILENT_AFTER_END))
         try:
             async with contextlib.aclosing(self._stream(pod, offset, follow=True)) as chunks:
                 while (chunk := await patience.within(anext(chunks, None))) is not None:
                     yield chunk
         except TimeoutError:
-            raise _NoLogError from None
+            raise _NoLogError("its node did not end it") from None
         finally:
             waiting.cancel()
 
@@ -158,13 +208,41 @@ class Logs:
 
         Other news of it is no reason to read its log from the beginning again.
         """
+        loop = asyncio.get_running_loop()
+        begun, left = loop.time(), LOOKED_EVERY
         known: Pod | None = pod
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while known is not None and known.uid == pod.uid and not known.vanishing and not _is_over(known):
-                    await self._pods.changed(pod.name, known.version, LOOKED_EVERY)
-                    known = await self._look(pod.name)
+        while known is not None and known.uid == pod.uid and not known.vanishing and not self._ended(known):
+            if seconds is not None and (left := min(LOOKED_EVERY, begun + seconds - loop.time())) <= 0:
+                break
+            await self._pods.changed(pod.name, known.version, left)
+            known = await self._look(pod.name)
         return known
+
+    async def _end_of(self, pod: Pod) -> None:
+        """Returns when this pod has ended or is gone, whatever becomes of the API server meanwhile."""
+        while True:
+            try:
+                await self._over(pod, None)
+                return
+            except TemporaryError as error:
+                _log.info("whether a pod has ended is not known, it is asked again", pod=pod.name, error=str(error))
+                await asyncio.sleep(ASKED_AGAIN_AFTER)
+
+    def _ended(self, pod: Pod) -> bool:
+        return is_over(pod, self._api.now())
+
+    def _printed(self, pod: Pod) -> int:
+        """How many bytes the wrapper has passed on; 0 if it does not say."""
+        seen = observe(pod, self._api.now())
+        printed = ((seen.result if seen is not None else None) or {}).get("log_bytes")
+        return printed if isinstance(printed, int) else 0
+
+    def _nobody_has_it(self, pod: Pod) -> bool:
+        """Is this ended pod's log lost with its node? If that were not bounded, the pod would stay for ever for its log."""
+        if "terminated" not in pod.job:
+            return True  # over without a container that has ended: its node is gone
+        ended = moment(pod.job["terminated"].get("finishedAt"))
+        return ended is None or self._api.now() - ended > timedelta(seconds=UNREADABLE)
 
     async def _look(self, name: str) -> Pod | None:
         """The pod as the watch has brought it; the cluster itself is asked where that does not know it (yet)."""
@@ -175,7 +253,9 @@ class Logs:
         path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}/log"
         query = {"container": body.JOB, "follow": "true" if follow else "false"}
         try:
-            async with self._api.request("GET", path, query=query, idle=SILENCE) as response:
+            async with self._api.request(
+                "GET", path, query=query, idle=SILENCE if follow else ANSWER_WITHIN
+            ) as response:
                 words = _words_of_the_job(response.content.iter_any(), pod.name)
                 async for chunk in _followed_words(words, pod.name) if follow else words:
                     if offset < len(chunk):
@@ -183,8 +263,12 @@ class Logs:
                     offset = max(0, offset - len(chunk))
         except ApiError as error:
             if error.status in {400, 404}:
-                raise _NoLogError from error
+                raise _NoLogError(f"{error.status} {error}") from error
             raise TemporaryError(f"the log of {pod.name} cannot be read: {error}") from error
+
+
+def _has_started(pod: Pod) -> bool:
+    return any(state in pod.job for state in _STARTED)
 
 
 async def _words_of_the_job(chunks: AsyncIterator[bytes], name: str) -> AsyncIterator[bytes]:
@@ -219,24 +303,4 @@ async def _followed_words(chunks: AsyncIterator[bytes], name: str) -> AsyncItera
             yield chunk
     if held:
         _log.warning("the node does not follow a log, it is read again", pod=name, says=held.decode(errors="replace"))
-        raise _NoLogError
-
-
-def _printed(pod: Pod) -> int:
-    """How many bytes the wrapper has passed on; 0 if it does not say."""
-    seen = observe(pod, datetime.now(UTC))
-    printed = ((seen.result if seen is not None else None) or {}).get("log_bytes")
-    return printed if isinstance(printed, int) else 0
-
-
-def _is_over(pod: Pod) -> bool:
-    seen = observe(pod, datetime.now(UTC))
-    return seen is not None and seen.phase is Phase.FINISHED
-
-
-def _nobody_has_it(pod: Pod, patience: float) -> bool:
-    """Is this ended pod's log lost with its node? If that were not bounded, the pod would stay for ever for its log."""
-    if "terminated" not in pod.job:
-        return True  # over without a container that has ended: its node is gone
-    ended = moment(pod.job["terminated"].get("finishedAt"))
-    return ended is None or datetime.now(UTC) - ended > timedelta(seconds=patience)
+        raise _NoLogError(held.decode(errors="replace"))

@@ -159,6 +159,12 @@ def observe(pod: Pod, now: datetime) -> Observation | None:
     return Observation(pod.name, pod.uid, Phase.PENDING, pod.notes, message=why_pending(pod))
 
 
+def is_over(pod: Pod, now: datetime) -> bool:
+    """Has it ended, or is it lost with its node? `now` by the API server's clock, as in all of these."""
+    seen = observe(pod, now)
+    return seen is not None and seen.phase is Phase.FINISHED
+
+
 def why_pending(pod: Pod) -> str:
     """What the pod waits for, for people; "" if nobody says."""
     if told := pod.waiting:

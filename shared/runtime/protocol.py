@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
+from shared.errors import HubflowError
+
 
 class Phase(enum.StrEnum):
     """How far a container has come, as the runtime sees it."""
@@ -30,6 +32,10 @@ class Phase(enum.StrEnum):
     """Ended, with an exit code or a reason; its log and result document can still be read."""
     GONE = "gone"
     """Was known and is not there any more, and no outcome was seen (removed by hand, node lost)."""
+
+
+class IncompleteLogError(HubflowError):
+    """All of a log has been given that can be had, and its job has printed more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +172,8 @@ class Runtime(Protocol):
         """The container's output, stdout and stderr as one stream, from byte `offset`, byte for byte, in chunks.
 
         With `follow` it goes on until the container has ended and all its output was read. The same offset names
-        the same byte on every call. Raises KeyError for unknown names.
+        the same byte on every call. Raises KeyError for unknown names, and IncompleteLogError after the last byte where it is
+        known that the job has printed more.
         """
         ...
 

@@ -6,17 +6,18 @@ import asyncio
 import contextlib
 import dataclasses
 import signal
+from datetime import datetime, timedelta
 
 import pytest
 
 from shared.errors import PermanentError, TemporaryError
 from shared.oci import open_registry_client, parse_reference
+from shared.runtime import kubernetes_api, kubernetes_logs
 from shared.runtime import kubernetes_body as body
-from shared.runtime import kubernetes_logs
 from shared.runtime.kubernetes import KubernetesRuntime
 from shared.runtime.kubernetes_access import Access
 from shared.runtime.kubernetes_api import Api
-from shared.runtime.protocol import Phase, Resources
+from shared.runtime.protocol import IncompleteLogError, Phase, Resources
 from tests.cluster import NODE, NODE_ADDRESS, REFUSING_REGISTRY, REGISTRY
 from tests.cluster.images import job_images
 from tests.cluster.nodes import TOLERATION, node
@@ -481,11 +482,8 @@ async def test_what_a_node_says_in_place_of_a_log_is_not_the_log(kubernetes_plac
         async with asyncio.timeout(60):
             while not (await raw_log(kubernetes_place, name)).startswith(b"unable to retrieve"):
                 await asyncio.sleep(0.1)
-            while True:
-                with contextlib.suppress(TemporaryError):
-                    assert [chunk async for chunk in runtime.logs(name, 0, follow=True)] == []
-                    break
-                await asyncio.sleep(0.1)
+            with pytest.raises(IncompleteLogError, match="3 bytes"):
+                await anext(runtime.logs(name, 0, follow=True))
         await runtime.remove(name)
 
 
@@ -516,6 +514,43 @@ async def test_a_log_that_its_node_does_not_end_ends_with_its_container(kubernet
             await runtime.remove(name)
         finally:
             await kubernetes_place.cluster("DELETE", f"/api/v1/nodes/{machine['metadata']['name']}")
+
+
+async def test_a_clock_that_is_a_minute_ahead_takes_no_pod_for_lost(both, monkeypatch):
+    """What the API server has written is compared with its own clock."""
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + timedelta(minutes=1)
+
+    monkeypatch.setattr(kubernetes_api, "datetime", Ahead)
+    runtime, watcher = both
+    name = new_name()
+    await runtime.start(spec(name, "trap '' TERM; echo up; sleep 6; echo late", grace_s=15))
+    await up(runtime, name)
+    reading = asyncio.create_task(read(runtime, name, follow=True))
+    await runtime.stop(name, 15)
+    end = await watcher.until(name, Phase.FINISHED)
+    assert end.exit_code == 0
+    assert await reading == b"up\nlate\n"
+    await runtime.remove(name)
+
+
+async def test_an_ended_log_that_is_refused_is_asked_for_again(kubernetes_place, cluster, monkeypatch):
+    """As kubelet does while it, or its container runtime, starts: what it refuses then is no empty log."""
+    async with through(kubernetes_place, cluster) as (between, runtime, watcher):
+        name = new_name()
+        await runtime.start(spec(name, "echo up"))
+        await watcher.until(name, Phase.FINISHED)
+        between.refuse_logs = [400, 404]
+        assert await read(runtime, name, follow=True) == b"up\n"
+        assert not between.refuse_logs
+        monkeypatch.setattr(kubernetes_logs, "NOT_KEPT", 1.0)
+        between.refuse_logs = [400] * 100
+        with pytest.raises(IncompleteLogError, match="3 bytes"):
+            await read(runtime, name, follow=True)
+        await runtime.remove(name)
 
 
 async def test_t55_a_log_survives_the_end_of_the_api_server(kubernetes_place, cluster):
