@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -116,9 +117,9 @@ async def _start(folder: Path, die_with_parent: bool, durable: bool) -> Server:
     if not (data / "PG_VERSION").exists():
         await _initialise(folder, data)
     _check_version(data)
-    await _end_stray(folder, data)
-    port = free_ports(1, _last_port(folder))[0]
     socket_dir = _socket_dir(folder)
+    await _end_stray(folder, data, socket_dir)
+    port = free_ports(1, _last_port(folder))[0]
     settings = dict(_SETTINGS, unix_socket_directories=str(socket_dir), port=str(port))
     if not durable:
         settings.update(fsync="off", synchronous_commit="off", full_page_writes="off")
@@ -223,29 +224,72 @@ def _check_version(data: Path) -> None:
         return
 
 
-async def _end_stray(folder: Path, data: Path) -> None:
-    """End a server on these data that we can no longer talk to (its note is lost, or it hangs)."""
+async def _end_stray(folder: Path, data: Path, socket_dir: Path) -> None:
+    """End a server on these data that we can no longer talk to (its note is lost, or it hangs), and forget its locks."""
     record = folder / "server.json"
-    server = Server.find(record, str(data))
-    if server is None:
-        server = _postmaster(data)
+    server = Server.find(record, str(data)) or _postmaster(data)
     if server is not None:
         await server.end(signal.SIGINT, patience=15)
-    # PostgreSQL itself refuses to start on the lock file of a pid that lives, even if that is another program by now.
-    (data / "postmaster.pid").unlink(missing_ok=True)
+    for left in _processes(data):  # of a killed server: those at work notice late, and would go on writing
+        await left.end(signal.SIGQUIT, patience=1)
+    _forget_locks(folder, data, socket_dir)
     record.unlink(missing_ok=True)
+
+
+def _forget_locks(folder: Path, data: Path, socket_dir: Path) -> None:
+    """Remove the lock files of a server that /proc does not show any more.
+
+    PostgreSQL itself refuses to start on a lock file (of the data, of a socket) of a pid that exists, even if that is another
+    program by now, or a zombie.
+    """
+    left = list(socket_dir.glob(".s.PGSQL.*"))
+    for path in left:
+        if _somebody_listens(path):  # from another container, whose processes are not shown here
+            raise TemporaryError(
+                f"Another PostgreSQL answers at {path}: stop the Hubflow that uses {folder}, or choose another state folder"
+            )
+    for path in (data / "postmaster.pid", *left):
+        path.unlink(missing_ok=True)
 
 
 def _postmaster(data: Path) -> Server | None:
     """The process named in postmaster.pid, if it is a PostgreSQL on these very data."""
     try:
         pid = int((data / "postmaster.pid").read_text().split("\n", 1)[0])
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError):
         return None
-    ours = Path(os.fsdecode(words[0])).name == "postgres" and os.fsencode(data) in words
-    return Server(pid, started) if ours else None
+    return next((server for server in _processes(data) if server.pid == pid), None)
+
+
+def _processes(data: Path) -> list[Server]:
+    """The living processes of PostgreSQL on these very data."""
+    found = (
+        Server.of(int(each.name)) for each in Path("/proc").iterdir() if each.name.isdigit() and _is_on(each, data)
+    )
+    return [server for server in found if server is not None]
+
+
+def _is_on(process: Path, data: Path) -> bool:
+    try:
+        if (process / "comm").read_text().strip() != "postgres":
+            return False
+        words = (process / "cmdline").read_bytes().split(b"\0")
+        # All of them work in the data folder, and still do so after somebody has moved it; a zombie works nowhere.
+        return os.fsencode(data) in words or (process / "cwd").samefile(data)
+    except OSError:
+        return False
+
+
+def _somebody_listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except TimeoutError:
+            return True  # it has no time for us, but it is there
+        except OSError:
+            return False
+    return True
 
 
 def _is_ready(folder: Path, pid: int) -> bool:

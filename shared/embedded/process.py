@@ -85,6 +85,12 @@ class Server:
         return cls(child.pid, _start_ticks(child.pid) or 0, note or {}, child)
 
     @classmethod
+    def of(cls, pid: int) -> Server | None:
+        """The process that has this pid now; None if there is none, or only a zombie."""
+        started = _start_ticks(pid)
+        return None if started is None else cls(pid, started)
+
+    @classmethod
     def find(cls, record: Path, word: str) -> Server | None:
         """The server noted in `record`, if it still runs and its command line holds `word`; else None."""
         try:

@@ -90,6 +90,52 @@ async def test_a_pid_that_belongs_to_somebody_else_by_now_is_left_alone(state: P
         await other.wait()
 
 
+@pytest.mark.parametrize("kind", ["somebody else", "zombie"])
+async def test_the_locks_of_a_crashed_server_bind_nobody_once_its_pid_is_reused(state: Path, kind: str) -> None:
+    pid = await _start_and_be_killed("embedded_postgres", state)
+    port = (state / "postgres" / "port").read_text()
+    os.kill(pid, signal.SIGKILL)
+    assert await holds(lambda: not _lives(pid), 10)
+    other = subprocess.Popen(["sleep", "60"])
+    try:
+        if kind == "zombie":
+            os.kill(other.pid, signal.SIGKILL)  # and nobody asks how it ended
+            assert await holds(lambda: not _lives(other.pid), 10)
+        data_lock = state / "postgres" / "data" / "postmaster.pid"
+        for lock in (data_lock, state / "postgres" / "socket" / f".s.PGSQL.{port}.lock"):
+            lock.write_text(lock.read_text().replace(str(pid), str(other.pid), 1))
+        async with embedded_postgres(state, die_with_parent=True) as dsn:
+            assert await _run(dsn, "SELECT 1") == 1
+            assert (state / "postgres" / "port").read_text() == port
+        assert kind == "zombie" or other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+async def test_a_server_is_ours_wherever_its_folder_has_been_moved(state: Path, tmp_path: Path) -> None:
+    before = tmp_path / "before"
+    shutil.copytree(state, before, ignore=shutil.ignore_patterns("lock", "socket", "port"))
+    pid = await _start_and_be_killed("embedded_postgres", before)
+    after = before.rename(tmp_path / "after")
+    async with embedded_postgres(after, die_with_parent=True) as dsn:
+        assert not _lives(pid)
+        assert await _run(dsn, "SELECT 1") == 1
+
+
+async def test_a_server_that_only_its_socket_shows_is_not_disturbed(state: Path) -> None:
+    """As one does in another container on the same folder."""
+    (state / "postgres" / "socket").mkdir(exist_ok=True)
+    path = state / "postgres" / "socket" / ".s.PGSQL.1"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        with pytest.raises(TemporaryError, match="Another PostgreSQL answers at"):
+            await _open(state)
+        assert path.exists()
+    path.unlink()
+
+
 async def test_a_crash_of_the_server_is_recovered_from(state: Path) -> None:
     async with embedded_postgres(state, die_with_parent=True) as dsn:
         await _run(dsn, "CREATE TABLE committed AS SELECT 7 AS n")
