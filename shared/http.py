@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import json
+import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
@@ -11,6 +14,7 @@ from urllib.parse import quote
 
 import pydantic
 from aiohttp import web
+from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
 
 from shared.db.database import Database, Transaction
 from shared.errors import PermanentError, TemporaryError, UserError
@@ -23,6 +27,9 @@ JSON = "application/json"
 PROBLEM = "application/problem+json"
 MAX_BODY = 1024 * 1024
 """Bytes of a request body. Files are not sent through the API."""
+
+LINGER_SECONDS = 2.0
+"""How long a sender whose body cannot be read may go on sending, so that it gets to reading the answer."""
 
 _READ_HEADERS = (
     "authorization", "hubflow-", "idempotency-key", "last-event-id", "webhook-", "x-hub", "x-gitea-", "x-github-",
@@ -44,6 +51,15 @@ async def problems(
 
     An answer that has begun is broken off: the reader sees that it is not whole, and no word of ours gets into it.
     """
+    answer = await _answer(request, handler)
+    if _BEGUN not in request and isinstance(request.content.exception(), web.RequestPayloadError):
+        await _send_last(request, answer)
+    return answer
+
+
+async def _answer(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
     try:
         _check_text(request)
         return await handler(request)
@@ -81,9 +97,7 @@ def _problem_of(error: Exception, request: web.Request) -> web.Response:
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         return problem(413, "body-too-large", f"the body is larger than {MAX_BODY} bytes")
     if isinstance(error, web.RequestPayloadError):
-        return problem(
-            400, "invalid-body", "the body is not what its headers say (encoding or length)", hint="send it as it is"
-        )
+        return _unreadable(request, error)
     if isinstance(error, web.HTTPException):
         return problem(
             error.status, error.reason.lower().replace(" ", "-"), f"{error.reason}: {request.method} {request.path}"
@@ -91,6 +105,57 @@ def _problem_of(error: Exception, request: web.Request) -> web.Response:
     incident = uuid.uuid4().hex[:12]
     _log.error("request failed", path=request.path, incident=incident, exc_info=error)
     return problem(500, "internal", "something went wrong in Hubflow", hint=f"tell the operator: incident {incident}")
+
+
+def _unreadable(request: web.Request, error: web.RequestPayloadError) -> web.Response:
+    if isinstance(error.__cause__, ContentEncodingError):
+        encoding = request.headers.get("Content-Encoding", "")
+        detail, hint = (
+            f"the body is not {encoding}, as its Content-Encoding says",
+            "encode it, or leave out that header",
+        )
+    else:
+        detail, hint = "the body is not what its headers say (encoding or length)", "send it as it is"
+    return problem(400, "invalid-body", detail, hint=hint)
+
+
+async def _send_last(request: web.Request, response: web.StreamResponse) -> None:
+    """Send the answer to a body that aiohttp could not read.
+
+    The rest of the connection cannot be read either. Closed at once, with bytes still on their way, it would be reset, and the
+    sender would never see the answer: our side of it is closed, and the sender has a moment to close its own.
+    """
+    response.force_close()
+    await response.prepare(request)
+    await response.write_eof()
+    request.content.feed_eof()  # else aiohttp goes on reading, fails, and logs that as a bug
+    with contextlib.suppress(TimeoutError, OSError):
+        if request.transport is not None and request.transport.can_write_eof():
+            request.transport.write_eof()
+        async with asyncio.timeout(LINGER_SECONDS):
+            while request.transport is not None:  # noqa: ASYNC110 -- aiohttp wakes nobody when the connection ends
+                await asyncio.sleep(0.01)
+
+
+class _Provoked(logging.Filter):
+    """Takes out what any stranger can provoke, and aiohttp logs as if it were a bug, with dozens of lines of trace."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError | web.RequestPayloadError):
+            _log.debug("request not understood", error=str(error))
+            return False
+        return True
+
+
+_PROVOKED = _Provoked()
+
+
+def server_logger() -> logging.Logger:
+    """Where an HTTP server of ours logs what happens outside of requests' handlers."""
+    logger = logging.getLogger("aiohttp.server")
+    logger.addFilter(_PROVOKED)  # the same twice is once
+    return logger
 
 
 def _check_text(request: web.Request) -> None:

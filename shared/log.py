@@ -40,7 +40,17 @@ def configure(level: str = "info", *, json: bool | None = None, file: str = "") 
         cache_logger_on_first_use=True,
     )
     # Libraries log through the standard library; only what somebody must act on is wanted from them.
-    logging.basicConfig(level=logging.ERROR, stream=stream, format="%(name)s: %(message)s")
+    logging.basicConfig(level=logging.ERROR, handlers=[Libraries()])
+
+
+class Libraries(logging.Handler):
+    """Hands on what libraries log, so that their traces, too, are one line each where lines are JSON."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            get_logger(record.name).log(record.levelno, record.getMessage(), exc_info=record.exc_info)
+        except Exception:
+            self.handleError(record)  # as every handler: a line that cannot be written breaks nothing else
 
 
 def get_logger(service: str) -> structlog.stdlib.BoundLogger:

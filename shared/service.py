@@ -283,7 +283,8 @@ async def _listen(stack: AsyncExitStack, host: Host, health: _Health, parts: Seq
     app.add_routes(health.routes())
     for part in parts:
         app.add_routes(part.routes)
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=5)
+    logger = http.server_logger()
+    runner = web.AppRunner(app, access_log=None, logger=logger, handle_signals=False, shutdown_timeout=5)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     site = web.TCPSite(runner, host.settings.http_host, host.settings.http_port)

@@ -37,7 +37,9 @@ async def proxy_endpoints(trigger_url: str) -> AsyncIterator[tuple[Endpoint, ...
 
 
 async def _pass_on(session: aiohttp.ClientSession, base: str, request: web.Request) -> web.Response:
-    headers = [(name, value) for name, value in request.headers.items() if name.lower() not in _OWN_HEADERS]
+    # aiohttp has decoded the body: its length is another, too.
+    own = _OWN_HEADERS | ({"content-encoding", "content-length"} if "Content-Encoding" in request.headers else set())
+    headers = [(name, value) for name, value in request.headers.items() if name.lower() not in own]
     try:
         async with session.request(
             request.method,
@@ -51,4 +53,6 @@ async def _pass_on(session: aiohttp.ClientSession, base: str, request: web.Reque
             kept = {name: value for name, value in answer.headers.items() if name.lower() not in own}
             return web.Response(status=answer.status, body=body, headers=kept)
     except (aiohttp.ClientError, TimeoutError) as error:
+        if isinstance(unreadable := request.content.exception(), web.RequestPayloadError):
+            raise unreadable from unreadable.__cause__
         raise TemporaryError(f"trigger does not answer at {base} ({error})") from error

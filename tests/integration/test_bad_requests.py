@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import hashlib
 import hmac
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from urllib.parse import urlencode, urlsplit
 
 import pytest
 
 from services.console.main import SERVICE as CONSOLE
 from services.trigger.main import SERVICE as TRIGGER
+from shared.vault import new_key
 from tests.integration.serving import Client, Served, serving
 
 WORKFLOW = """
@@ -101,6 +104,54 @@ async def test_a_last_event_id_that_is_none_is_ignored(served: Served, acme: Cli
 async def test_a_body_that_is_not_encoded_as_it_says_is_refused(acme: Client, encoding: bytes) -> None:
     headers = {"Content-Type": b"application/json", "Content-Encoding": encoding}
     assert await status(acme, "PUT /api/v1/workflows/odd", headers, b'{"source": ""}') == 400
+
+
+@pytest.mark.parametrize(
+    "path", ["api/v1/subscription/test", "api/v1/workflows/odd/runs", "hooks/acme/odd/generic", "api/v1/nothing"]
+)
+@pytest.mark.parametrize("size", [11, 1_000_000])
+async def test_a_body_that_is_not_gzip_is_answered_in_words_and_not_logged(
+    acme: Client, caplog: pytest.LogCaptureFixture, path: str, size: int
+) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    for _ in range(3):  # on connections that go on, where they can
+        answer = await acme.call("POST", f"/{path}", b"{" * size, headers=headers)
+        assert answer.headers["Content-Type"].startswith("application/problem+json")
+        if path == "api/v1/nothing":
+            assert answer.status == 404
+        else:
+            assert (answer.status, answer.body["code"]) == (400, "invalid-body")
+            assert "is not gzip" in answer.body["detail"]
+    assert not caplog.records
+
+
+async def test_a_body_that_is_not_gzip_is_told_apart_from_a_trigger_that_does_not_answer(database: str) -> None:
+    key = {"HUBFLOW_SECRET_KEY": new_key()}
+    async with AsyncExitStack() as stack:
+        trigger = await stack.enter_async_context(serving(database, [TRIGGER], key))
+        key["HUBFLOW_CONSOLE_TRIGGER_URL"] = trigger.url
+        console = await stack.enter_async_context(serving(database, [CONSOLE], key))
+        client = await console.tenant("acme")
+        await client.ok("PUT", "/api/v1/workflows/odd", WORKFLOW, headers={"Content-Type": "application/yaml"})
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        for size in (2, 1_000_000):
+            answer = await client.call("POST", "/api/v1/workflows/odd/runs", b"{" * size, headers=headers)
+            assert (answer.status, answer.body["code"]) == (400, "invalid-body")
+        body = gzip.compress(b'{"inputs": {"TEXT": "small"}}')
+        run = await client.ok("POST", "/api/v1/workflows/odd/runs", body, headers=headers)
+        assert (await client.get(run["url"]))["inputs"] == {"TEXT": "small"}
+
+
+@pytest.mark.parametrize(
+    ("line", "header"),
+    [("GET http://[::1", b""), ("GET \x01", b""), ("GET /healthz", b"a" * 9000), ("GET /" + "a" * 9000, b"")],
+    ids=["no address", "no text", "long header", "long address"],
+)
+async def test_what_is_no_http_is_not_logged(
+    acme: Client, caplog: pytest.LogCaptureFixture, line: str, header: bytes
+) -> None:
+    assert await status(acme, line, {"X": header}) == 400
+    assert not caplog.records
 
 
 async def test_text_that_cannot_be_kept_is_refused_in_bodies(acme: Client) -> None:
