@@ -179,19 +179,36 @@ def _check_wish(wish: Wish, environment: Mapping[str, str]) -> None:
 
 
 async def _open_servers(stack: AsyncExitStack, state: Path, wish: Wish) -> tuple[str, S3Address]:
-    from shared.embedded import embedded_postgres, embedded_s3
+    from cli.dev_servers import Kept, kept_up
+    from shared.embedded import embedded_postgres, embedded_s3, postgres, s3
 
     owned = wish.throwaway
-    database, s3 = await asyncio.gather(
-        stack.enter_async_context(embedded_postgres(state, die_with_parent=owned, durable=not owned)),
-        stack.enter_async_context(embedded_s3(state, die_with_parent=owned)),
+    database_up = kept_up(
+        Kept(
+            "PostgreSQL",
+            state / "postgres" / "data",
+            lambda: embedded_postgres(state, die_with_parent=owned, durable=not owned),
+            lambda: postgres.running(state),
+        )
+    )
+    objects_up = kept_up(
+        Kept(
+            "the S3",
+            state / "s3" / "data",
+            lambda: embedded_s3(state, die_with_parent=owned),
+            lambda: s3.running(state),
+        )
+    )
+    database, objects = await asyncio.gather(
+        stack.enter_async_context(database_up),
+        stack.enter_async_context(objects_up),
         return_exceptions=True,  # what one has started must be on the stack before the other's error goes up
     )
     if isinstance(database, BaseException):
         raise database
-    if isinstance(s3, BaseException):
-        raise s3
-    return database, s3
+    if isinstance(objects, BaseException):
+        raise objects
+    return database, objects
 
 
 def _port(stack: AsyncExitStack, state: Path) -> int:

@@ -76,11 +76,18 @@ async def embedded_postgres(
 def tcp_dsn(state_dir: Path | str) -> str:
     """Address over loopback TCP, with the password, of the server that runs on `state_dir`; TemporaryError if none does."""
     folder = _folder(state_dir)
-    server = Server.find(folder / "server.json", str(folder / "data"))
-    if server is None:
+    servers = running(state_dir)
+    if not servers:
         raise TemporaryError(f"No PostgreSQL runs on {folder}: start one with `hubflow dev`")
     password = (folder / "password").read_text().strip()
-    return f"postgresql://{USER}:{password}@127.0.0.1:{server.note['port']}/{DATABASE}"
+    return f"postgresql://{USER}:{password}@127.0.0.1:{servers[0].note['port']}/{DATABASE}"
+
+
+def running(state_dir: Path | str) -> list[Server]:
+    """The server that runs on `state_dir`, if one does."""
+    folder = _folder(state_dir)
+    server = Server.find(folder / "server.json", str(folder / "data"))
+    return [] if server is None else [server]
 
 
 def programs() -> Path:

@@ -73,6 +73,16 @@ async def embedded_s3(
             await asyncio.shield(_stop(folder, servers))
 
 
+def running(state_dir: Path | str) -> list[Server]:
+    """The servers that run on `state_dir`: one, and one more for a door that is bound elsewhere."""
+    return _running(_folder(state_dir))
+
+
+def _running(folder: Path) -> list[Server]:
+    found = (Server.find(folder / f"{name}.json", str(folder / "data")) for name in ("server", "door"))
+    return [server for server in found if server is not None]
+
+
 def _near(bind: str) -> str:
     """Address at which this machine reaches what is bound to `bind`."""
     return _LOOPBACK if bind == "0.0.0.0" else bind  # noqa: S104 -- a comparison
@@ -115,11 +125,7 @@ def _keys(folder: Path) -> tuple[str, str]:
 
 async def _take_over(folder: Path, bind: str) -> list[Server]:
     """The servers that run on this folder already, if they are whole, answer and are bound as wanted; else they are ended."""
-    servers = [
-        server
-        for name in ("server", "door")
-        if (server := Server.find(folder / f"{name}.json", str(folder / "data"))) is not None
-    ]
+    servers = _running(folder)
     if not servers:
         return []
     whole = "ports" in servers[0].note and len(servers) == (1 if bind == _LOOPBACK else 2)

@@ -13,6 +13,7 @@ import pytest
 
 from cli.dev import Dev, development
 from cli.failure import INTERRUPTED, RUN_CANCELLED, RUN_FAILED, UNREACHABLE
+from shared.embedded.process import holds
 
 GREET = """
 name: greet
@@ -264,6 +265,26 @@ async def test_dev_goes_on_in_the_background_until_it_is_stopped(tmp_path):
     assert gone.code == UNREACHABLE
     assert "hubflow dev" in gone.err
     assert "nothing runs" in (await here.run("dev", "--stop")).out
+
+
+async def test_servers_of_dev_that_are_killed_come_back_where_they_were(tmp_path):
+    here, state = Place(None, tmp_path), tmp_path / ".hubflow"
+    begun = await here.run("dev", "--detach", "--runtime", "process")
+    assert begun.code == 0, begun.err
+    try:
+        await here.apply(GREET)
+        for server, title in (("postgres", "PostgreSQL"), ("s3", "the S3")):
+            os.kill(json.loads((state / server / "server.json").read_text())["pid"], signal.SIGKILL)
+            log = state / "services.log"
+            assert await holds(lambda title=title, log=log: f"{title} runs again" in log.read_text(), 60)
+            assert f"{title} has died" in (state / "dev.log").read_text()
+        deadline = time.monotonic() + 30  # services connect again by themselves
+        while (result := await here.run("run", "start", "greet", "--logs")).code and time.monotonic() < deadline:
+            await asyncio.sleep(0.5)
+        assert result.code == 0, result.err
+        assert "say | hello" in result.out
+    finally:
+        await here.run("dev", "--stop")
 
 
 IN_CONTAINER = """
