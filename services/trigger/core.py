@@ -9,12 +9,15 @@ from typing import Any, Literal
 
 from shared.errors import UserError
 from shared.states import RunState
+from shared.text import indexable
 from shared.workflow.expressions import render
 from shared.workflow.inputs import resolve_inputs
 from shared.workflow.model import Workflow
 from shared.workflow.triggers import matches_push
 
 _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
+LONGEST_PATH = 4096
+"""Characters of a path or a ref; operating systems and git take no longer ones."""
 NO_COMMIT = re.compile(r"0+")
 """What senders write for "there is none": a ref that was created or deleted."""
 
@@ -87,6 +90,8 @@ def git_of_request(ref: str, commit: str, clone_url: str) -> dict[str, str]:
     """The same for a start by API. A ref without `refs/` is a commit if it looks like one, else a branch."""
     if not (ref or commit or clone_url):
         return {}
+    if len(ref) > LONGEST_PATH:
+        raise UserError(f"the ref has more than {LONGEST_PATH} characters", code="bad-ref", status=422)
     if not commit and is_commit(ref):
         ref, commit = "", ref
     if ref and not ref.startswith("refs/"):
@@ -111,7 +116,7 @@ def start(model: Workflow, version: int, trigger: Mapping[str, Any], given: Mapp
         }
         if "env" in model.concurrency.group:
             context["env"] = {name: render(value, context) for name, value in model.environment.items()}
-        group = render(model.concurrency.group, context)
+        group = indexable(render(model.concurrency.group, context))
     return Start(dict(trigger), inputs, group)
 
 

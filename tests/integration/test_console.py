@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import random
 import re
+import string
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -733,6 +735,12 @@ async def test_thubs_files_are_stored_by_tag(storing: Served, logged: tuple[Clie
     assert (await acme.call("GET", path)).body["code"] == "file-not-found"
     assert (await acme.call("PUT", f"{path}?tag=..", b"x")).status == 400
     assert (await acme.call("PUT", "/api/v1/files/ns/repo/a%2F..%2Fb", b"x")).status in {404, 422}
+    long = "".join(random.Random(1).choices(string.ascii_letters + string.digits, k=3000))
+    for place in (f"{long}/repo/a", f"ns/{long}/a"):
+        refused = await acme.call("PUT", f"/api/v1/files/{place}", b"x")
+        assert (refused.status, refused.body["code"]) == (422, "invalid-path")
+        assert "2048" in refused.body["detail"]
+    assert (await acme.call("PUT", f"/api/v1/files/{long[:1000]}/{long[:500]}/a", b"x")).status == 201
     other = await storing.tenant("other")
     assert (await other.call("GET", f"{path}?tag=1.0")).status == 404
 

@@ -6,7 +6,9 @@ import asyncio
 import hashlib
 import hmac
 import json
+import random
 import statistics
+import string
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -147,6 +149,26 @@ async def test_an_idempotency_key_starts_one_run_also_when_sent_at_once(acme: Cl
     assert len(await runs(acme)) == 1
 
 
+def incompressible(length: int) -> str:
+    """PostgreSQL compresses what it indexes, so that only this is as long as it looks."""
+    return "".join(random.Random(length).choices(string.ascii_letters + string.digits, k=length))
+
+
+async def test_a_concurrency_group_may_come_out_as_long_as_it_likes(acme: Client) -> None:
+    await apply(acme, WORKFLOW.replace('"build-${{ inputs.target }}"', '"${{ git.branch }}-${{ inputs.free }}"')
+                .replace("inputs:", "inputs:\n  free: {}"))  # fmt: skip
+    groups = []
+    for free, ref in ((incompressible(3000), "main"), ("z" * 300_000, "main"), ("x", incompressible(3000))):
+        for _ in range(2):
+            answer = await acme.call("POST", "/api/v1/workflows/build/runs", {"inputs": {"free": free}, "ref": ref})
+            assert answer.status == 201, answer.body
+            run = await acme.get(answer.body["url"])
+            assert (run["inputs"]["free"], run["trigger"]["git"]["branch"]) == (free, ref)
+            groups.append(run["concurrency_group"])
+    assert groups[0::2] == groups[1::2]
+    assert len(set(groups)) == 3
+
+
 async def test_a_workflow_may_refuse_starts_by_api(acme: Client) -> None:
     await apply(acme, WORKFLOW.replace("api: true", "api: false"))
     answer = await acme.call("POST", "/api/v1/workflows/build/runs", {})
@@ -279,6 +301,19 @@ async def test_t64_the_same_push_by_two_hooks_is_one_run(acme: Client) -> None:
     assert sorted(answer.body["outcome"] for answer in answers) == ["duplicate"] * 4 + ["started"]
     assert (await github(acme, push(commit="1" * 40))).body["outcome"] == "started"
     assert (await github(acme, push("refs/tags/v2"))).body["outcome"] == "started"
+    assert len(await runs(acme)) == 3
+
+
+async def test_a_push_of_a_long_ref_is_known_again(acme: Client) -> None:
+    await apply(acme, WORKFLOW.replace("inputs.target", "git.branch"))
+    refs = [f"refs/heads/release/{incompressible(length)}" for length in (3000, 4000)]
+    for ref in refs:
+        assert [(await github(acme, push(ref))).body["outcome"] for _ in range(2)] == ["started", "duplicate"]
+    named = push() | {"repository": {"full_name": incompressible(5000)}}
+    assert (await github(acme, named)).body["outcome"] == "started"
+    refused = await github(acme, push("refs/heads/release/" + "x" * 4096))
+    assert (refused.status, refused.body["code"]) == (400, "invalid-body")
+    assert "4096" in refused.body["detail"]
     assert len(await runs(acme)) == 3
 
 

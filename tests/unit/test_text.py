@@ -7,7 +7,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.text import fit, fit_json, is_fit, may_be_unfit
+from shared.text import INDEXED, fit, fit_json, indexable, is_fit, may_be_unfit
 
 ANY = st.text(st.characters(codec=None, exclude_categories=()) | st.sampled_from("\0\\u0\ud800\udfff"))
 DOCUMENTS = st.recursive(
@@ -38,3 +38,14 @@ def test_fit_text_is_what_utf8_without_nul_can_hold(text: str) -> None:
     except UnicodeEncodeError:
         held = False
     assert is_fit(text) == held
+
+
+def test_long_text_is_indexed_by_its_beginning_and_a_digest() -> None:
+    longest = "ä" * INDEXED
+    texts = [longest, longest + "a", longest + "b", "z" * 300_000]
+    made = [indexable(text) for text in texts]
+    assert made[0] == longest
+    assert made[1].startswith(longest)
+    # Also what somebody has made to look like a shortened text is another text.
+    assert len({*made, *map(indexable, made)}) == 2 * len(texts) - 1
+    assert max(len(text.encode()) for text in made) < 900

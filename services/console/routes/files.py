@@ -16,6 +16,9 @@ from shared import http, object_keys
 from shared.api import Call, Endpoint
 from shared.errors import UserError
 
+LONGEST_URL = 2048
+"""Bytes of a file's repository, path and tag; an index of the audit log takes little more."""
+
 
 async def put_file(call: Call, context: Context) -> web.Response:
     """Store a file, replacing the one of the same path and tag. Streamed; whole or not at all."""
@@ -74,7 +77,10 @@ def _place(call: Call) -> tuple[str, str]:
     tag = call.query(FileQuery).tag
     if any(part in {"", ".", ".."} for part in path.split("/")) or len(path) > 500 or not path.isprintable():
         raise UserError(f"{path[:100]!r} cannot be the path of a file", code="invalid-path", status=422)
-    return object_keys.file(call.tenant, namespace, repo, path, tag), f"{namespace}/{repo}/{path}:{tag}"
+    url = f"{namespace}/{repo}/{path}:{tag}"
+    if len(url.encode()) > LONGEST_URL:
+        raise UserError(f"a file is named by at most {LONGEST_URL} bytes", code="invalid-path", status=422)
+    return object_keys.file(call.tenant, namespace, repo, path, tag), url
 
 
 def _too_large(limit: int) -> UserError:

@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
-from services.trigger.core import NO_COMMIT, Incoming, Push, is_commit
+from services.trigger.core import LONGEST_PATH, NO_COMMIT, Incoming, Push, is_commit
 from shared.errors import UserError
-from shared.text import fit, may_be_unfit
+from shared.text import fit, indexable, may_be_unfit
 
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
 MOST_PATHS = 3000
 """Changed files of a push that are compared with a workflow's patterns; of more it counts as unknown what they are."""
-LONGEST_PATH = 4096
-"""Characters of a path or a ref; operating systems and git take no longer ones."""
 Headers = Mapping[str, str]
 """Case-insensitive."""
 
@@ -120,7 +118,8 @@ def push_of(payload: Mapping[str, Any], all_commits_listed: Callable[[Mapping[st
 
 
 def fingerprint(push: Push) -> str:
-    return f"{push.repository}\n{push.ref}\n{push.commit}"
+    """What a push says, to know the same said twice."""
+    return indexable(f"{push.repository}\n{push.ref}\n{push.commit}")
 
 
 def commits_of(payload: Mapping[str, Any]) -> Sequence[Any]:

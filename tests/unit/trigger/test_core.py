@@ -51,6 +51,23 @@ def test_the_group_of_a_run_is_rendered_with_what_is_known_at_its_start() -> Non
         core.start(model, 1, {"type": "api", "by": "x"}, {})
 
 
+def test_a_long_group_is_one_that_an_index_can_hold() -> None:
+    model = workflow("inputs: {a: {}}\nconcurrency: {group: 'g-${{ inputs.a }}'}")
+    groups = [
+        core.start(model, 1, {"type": "api", "by": "x"}, {"a": "z" * 300_000 + end}).concurrency_group for end in "abb"
+    ]
+    assert groups[0] != groups[1] == groups[2]
+    assert groups[0] is not None
+    assert groups[0].startswith("g-zzz")
+    assert len(groups[0]) < 300
+
+
+def test_a_ref_that_cannot_be_is_refused() -> None:
+    assert core.git_of_request("m" * core.LONGEST_PATH, "", "")["branch"] == "m" * core.LONGEST_PATH
+    with pytest.raises(UserError, match="more than 4096 characters"):
+        core.git_of_request("m" * (core.LONGEST_PATH + 1), "", "")
+
+
 def test_a_webhook_gives_only_declared_inputs() -> None:
     model = workflow("inputs: {a: {}, b: {}}")
     incoming = Incoming("webhook", "d", values={"a": 1, "c": 2})
