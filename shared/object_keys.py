@@ -11,10 +11,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
 
 _LONGEST = 160
 """Bytes of one part; S3 allows 1024 for a whole key, and names may have 200 characters of any script."""
+_UNSAFE = re.compile("[/\x00-\x1f\x7f\ufffe\uffff]")
+"""What no part holds. S3 is told in XML 1.0 what to remove, which has no control characters and reads a carriage return as a
+line feed: one such key, and nothing of the same request is removed."""
+_DIGESTED = re.compile(r"\.[0-9a-f]{16}\Z")
+_MAY_BE_CUT = 120
+"""Bytes of a part from which on its name may have been a longer one."""
 
 
 def artifact(tenant: str, run: uuid.UUID, job: str, attempt: int, name: str) -> str:
@@ -58,9 +65,17 @@ def file(tenant: str, namespace: str, repo: str, path: str, tag: str) -> str:
 
 
 def _part(name: str) -> str:
-    """A name as one part of a key: without `/`, never `.` or `..`, of bounded length, different for different names."""
-    safe = name.replace("/", "~")
-    if safe == name and name not in {".", ".."} and len(name.encode()) <= _LONGEST:
+    """A name as one part of a key: safe in XML, without `/`, never `.` or `..`, of bounded length, different for different
+    names."""
+    safe = _UNSAFE.sub("~", name)
+    if safe == name and name not in {".", ".."} and len(name.encode()) <= _LONGEST and not _looks_made(name):
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:16]
     return safe.encode()[: _LONGEST - 20].decode(errors="ignore").strip(".") + "." + digest
+
+
+def _looks_made(name: str) -> bool:
+    """Whether a name, kept as it is, could be the part that was made of another one. Only these, and not all that end like a
+    digest: what is stored by such a name has to be found again."""
+    made = _DIGESTED.search(name)
+    return made is not None and (made.start() == 0 or "~" in name or len(name.encode()) > _MAY_BE_CUT)

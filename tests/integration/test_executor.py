@@ -270,6 +270,21 @@ stages:
     assert await house.host.objects.head(artifact["object_key"]) is not None
 
 
+async def test_caches_of_any_name_end_with_their_run(house: House) -> None:
+    job = """{script: 'echo x > f', cache: [{name: "${{ inputs.V }}", paths: [f]}, {name: plain, paths: [f]}]}"""
+    source = f"name: odd\ninputs: {{V: {{}}}}\nstages: [{{name: s, jobs: {{a: {job}}}}}]\n"
+    run = await house.run(source, inputs={"V": "\x1b[0m"})
+    context = executor_of(house)
+    async with watching(house):
+        ready = await house.ready(run, "a")
+        await on_job_ready(ready, context)
+        await house.finished(ready)
+    prefix = object_keys.run_caches(TENANT, run)
+    assert len([each async for each in house.host.objects.list(prefix)]) == 2
+    await on_run_finished(RunFinished(tenant=TENANT, run=run, state="succeeded"), context)
+    assert [each async for each in house.host.objects.list(prefix)] == []
+
+
 async def test_shared_directory_lives_as_long_as_the_run(house: House) -> None:
     script = 'echo x >> "$WORKFLOW_CACHE/f"; echo "[JOB_OUT] N = $(wc -l < "$WORKFLOW_CACHE/f")"'
     job = f"inputs: {{_WORKFLOW_FLAG_CACHE: 'TRUE'}}, script: '{script}'"
