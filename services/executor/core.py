@@ -17,9 +17,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from shared.clock import timestamp
+from shared.errors import PermanentError
 from shared.runtime.protocol import Resources, ServiceSpec
-from shared.states import RunState, StageState
+from shared.states import Reason, RunState, StageState
 from shared.workflow.expressions import references, render
+from shared.workflow.faults import shorten
 from shared.workflow.model import DEFAULT_PAUSE_TIMEOUT_S, Job, Service, Stage, Workflow
 
 FLAG = "_WORKFLOW_FLAG_"
@@ -172,11 +174,11 @@ def _flag(environment: Mapping[str, str], name: str) -> bool:
 
 
 def image_of(claim: Claim, job: Job, facts: Facts, place: Place) -> str:
-    """The address of the component, or "" for a script. Raises PermanentError(BadInput)."""
+    """The address of the component, or "" for a script on its own. Raises PermanentError(BadInput)."""
     if "$" not in job.component:
         return job.component
     context, known = _context(claim, facts, engine_variables(claim, place), place)
-    return render(job.component, context, known)
+    return _component(job, context, known)
 
 
 def compose(claim: Claim, stage: Stage, job: Job, facts: Facts, component: Component, place: Place) -> Composed:
@@ -195,7 +197,7 @@ def compose(claim: Claim, stage: Stage, job: Job, facts: Facts, component: Compo
     return Composed(
         command=_command(job, component, context),
         env=environment,
-        image=render(job.component, context, known),
+        image=_component(job, context, known),
         workdir=render(job.workdir, context, known),
         caches=tuple(render(cache.name, context, known) for cache in job.cache),
         outputs=list(dict.fromkeys((*job.outputs, *component.outputs))),
@@ -205,12 +207,26 @@ def compose(claim: Claim, stage: Stage, job: Job, facts: Facts, component: Compo
     )
 
 
+def _component(job: Job, context: Mapping[str, Any], known: Mapping[str, str]) -> str:
+    if not job.component or job.script:
+        return render(job.component, context, known)  # a script has an image also where none is named
+    return _image(job.component, "`component`", context, known)
+
+
+def _image(written: str, what: str, context: Mapping[str, Any], known: Mapping[str, str]) -> str:
+    """The address of an image that there has to be."""
+    address = render(written, context, known)
+    if not address.strip():
+        raise PermanentError(f"{what} came to nothing: {shorten(written)} is empty.", reason=Reason.BAD_INPUT)
+    return address
+
+
 def _service(service: Service, context: Mapping[str, Any], known: Mapping[str, str]) -> ServiceSpec:
     """With its references replaced; how its image is pulled is still to be added."""
     ready, resources = service.ready, service.resources
     return ServiceSpec(
         name=service.name,
-        image=render(service.image, context, known),
+        image=_image(service.image, f"`image` of the service {service.name}", context, known),
         command=tuple(_words(service.command, context)),
         env={name: render(value, context, known) for name, value in service.env.items()},
         port=(ready.port or 0) if ready else 0,

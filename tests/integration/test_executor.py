@@ -193,18 +193,23 @@ async def test_a_claimed_attempt_that_never_came_is_cancelled_and_cannot_start_l
 async def test_what_can_never_start_fails_with_its_reason_once(house: House) -> None:
     source = """
 name: broken
+inputs: {V: ""}
 stages:
   - name: s
-    jobs: {a: {env: {X: "${{ git.branch }}"}, script: "true"}, b: {component: busybox, command: ["true"]}}
+    jobs:
+      a: {env: {X: "${{ git.branch }}"}, script: "true"}
+      b: {component: busybox, command: ["true"]}
+      c: {component: "${{ inputs.V }}"}
 """
-    run = await house.run(source)
-    for job, reason in (("a", "BadInput"), ("b", "Unsupported")):
+    run = await house.run(source, inputs={"V": ""})
+    for job, reason in (("a", "BadInput"), ("b", "Unsupported"), ("c", "BadInput")):
         ready = await house.ready(run, job)
         await on_job_ready(ready, executor_of(house))
         await on_job_ready(ready, executor_of(house))
         outcome = await house.outcome(ready)
         assert (outcome["state"], outcome["reason"]) == ("failed", reason), outcome["message"]
-    assert [event.started for event in await house.told(run, JobFinished)] == [False, False]
+    assert [event.started for event in await house.told(run, JobFinished)] == [False, False, False]
+    assert "`component` came to nothing: ${{ inputs.V }}" in outcome["message"]
 
 
 async def test_t36_secrets_are_read_anew_at_every_attempt(house: House) -> None:

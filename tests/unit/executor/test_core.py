@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import uuid
 from typing import Any
@@ -119,6 +120,26 @@ def test_references_are_replaced_in_globals_and_inputs() -> None:
     with pytest.raises(PermanentError, match="no secret S") as raised:
         composed(claim)
     assert raised.value.reason == "BadInput"
+
+
+@pytest.mark.parametrize(
+    ("job", "what"),
+    [
+        ('{component: "${{ inputs.V }}"}', "`component` came to nothing: ${{ inputs.V }} is empty"),
+        ('{component: " ${{ env.G }}", command: [x]}', "`component` came to nothing"),
+        ('{script: x, services: {db: {image: "${{ inputs.V }}"}}}', "`image` of the service db came to nothing"),
+    ],
+)
+def test_an_image_that_comes_to_nothing_is_told_with_where_it_comes_from(job: str, what: str) -> None:
+    source = one(job, 'inputs: {V: ""}\nenv: {G: "${{ inputs.V }}"}')
+    with pytest.raises(PermanentError, match=re.escape(what)) as raised:
+        composed(claim_of(source, inputs={"V": ""}))
+    assert raised.value.reason == "BadInput"
+
+
+def test_a_script_whose_component_comes_to_nothing_runs_where_scripts_do() -> None:
+    source = one('{component: "${{ inputs.V }}", script: x}', "inputs: {V: ''}")
+    assert composed(claim_of(source, inputs={"V": ""})).image == ""
 
 
 def test_nothing_is_put_into_shell_code() -> None:
