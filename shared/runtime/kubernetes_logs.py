@@ -91,6 +91,8 @@ class _Reading:
     """How far one log has been read."""
 
     offset: int
+    lines: int = 0
+    """Line ends that were read: containerd drops the carriage return that may have stood before each."""
     refusal: str = ""
     """Why the node has not given all the last time."""
     wait: float = END_TOLD_WITHIN
@@ -146,6 +148,7 @@ class Logs:
             async with contextlib.aclosing(chunks):
                 async for chunk in chunks:
                     reading.offset += len(chunk)
+                    reading.lines += chunk.count(b"\n")
                     yield chunk
         except _NoLogError as error:
             reading.refusal = str(error)
@@ -161,7 +164,7 @@ class Logs:
 
     async def _after_end(self, pod: Pod, reading: _Reading) -> Pod | None:
         """The pod, to be read again, or None. Raises IncompleteLogError."""
-        missing = self._printed(pod) - reading.offset
+        missing = self._missing(pod, reading)
         if not _has_started(pod) or (not reading.refusal and missing <= 0):
             return None
         if not reading.was_the_last_time():
@@ -181,7 +184,7 @@ class Logs:
         reading.wait = min(2 * reading.wait, LOOKED_EVERY)
         if now is None or now.uid != pod.uid or "terminated" not in now.job:
             return now
-        return now if reading.refusal or reading.offset < self._printed(now) else None
+        return now if reading.refusal or self._missing(now, reading) > 0 else None
 
     async def _followed(self, pod: Pod, offset: int) -> AsyncGenerator[bytes, None]:
         """The log as it is written. Raises _NoLogError if it is to be asked for again, without following.
@@ -231,11 +234,11 @@ class Logs:
     def _ended(self, pod: Pod) -> bool:
         return is_over(pod, self._api.now())
 
-    def _printed(self, pod: Pod) -> int:
-        """How many bytes the wrapper has passed on; 0 if it does not say."""
+    def _missing(self, pod: Pod, reading: _Reading) -> int:
+        """How many bytes at least the wrapper has passed on beyond those that were read; 0 or less if it does not say."""
         seen = observe(pod, self._api.now())
         printed = ((seen.result if seen is not None else None) or {}).get("log_bytes")
-        return printed if isinstance(printed, int) else 0
+        return printed - reading.offset - reading.lines if isinstance(printed, int) else 0
 
     def _nobody_has_it(self, pod: Pod) -> bool:
         """Is this ended pod's log lost with its node? If that were not bounded, the pod would stay for ever for its log."""
