@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -77,6 +77,20 @@ async def _answer(
         if request.transport is not None:
             request.transport.close()
         return begun
+
+
+async def send_pieces(
+    request: web.Request, response: web.StreamResponse, pieces: AsyncIterator[bytes]
+) -> web.StreamResponse:
+    """Send a body as it comes. The first piece is had before the answer begins, so that what cannot be had is told with a
+    status: raises what the pieces raise."""
+    first = await anext(pieces, b"")
+    await response.prepare(request)
+    await response.write(first)
+    async for piece in pieces:
+        await response.write(piece)
+    await response.write_eof()
+    return response
 
 
 async def note_begun(request: web.Request, response: web.StreamResponse) -> None:

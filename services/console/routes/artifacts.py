@@ -53,18 +53,12 @@ async def _send(request: web.Request, context: Context, row: Any) -> web.StreamR
         response.headers["ETag"] = f'"{row["sha256"]}"'
     if wanted is not None:
         response.headers["Content-Range"] = f"bytes {start}-{end - 1}/{row['bytes']}"
-    # The first piece before the answer begins, so that an artifact that cannot be had is told with a status.
-    pieces = aiter(context.host.objects.stream(row["object_key"], start, end - start))
     try:
-        first = await anext(pieces, b"")
+        return await http.send_pieces(
+            request, response, context.host.objects.stream(row["object_key"], start, end - start)
+        )
     except KeyError:
         raise UserError("this artifact is no longer kept", code="artifact-gone", status=410) from None
-    await response.prepare(request)
-    await response.write(first)
-    async for piece in pieces:
-        await response.write(piece)
-    await response.write_eof()
-    return response
 
 
 async def _artifacts(call: Call, context: Context) -> tuple[uuid.UUID, list[Any]]:

@@ -60,15 +60,7 @@ async def get_file(call: Call, context: Context) -> web.StreamResponse:
         headers={"Content-Type": "application/octet-stream", "X-Content-Type-Options": "nosniff"}
     )
     response.content_length = found.size
-    # The first piece before the answer begins, so that a file that cannot be had is told with a status.
-    chunks = aiter(context.host.objects.stream(key))
-    first = await anext(chunks, b"")
-    await response.prepare(call.request)
-    await response.write(first)
-    async for chunk in chunks:
-        await response.write(chunk)
-    await response.write_eof()
-    return response
+    return await http.send_pieces(call.request, response, context.host.objects.stream(key))
 
 
 def _place(call: Call) -> tuple[str, str]:
