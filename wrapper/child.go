@@ -30,6 +30,7 @@ type childEnd struct {
 	stopped  bool
 	warnings []string
 	logBytes int64 // of its output that were passed on
+	logCRLF  int64 // line ends with a carriage return among them
 }
 
 // startChild starts the command and returns once it has been executed (or could not be).

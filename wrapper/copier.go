@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"os"
@@ -26,6 +27,8 @@ type copier struct {
 	over    bool
 	scanner io.WriteCloser
 	passed  int64
+	crlf    int64 // line ends with a carriage return that were passed on
+	half    bool  // the last byte passed on was a carriage return
 	lost    int64
 	err     error // why output could not be passed on
 }
@@ -93,6 +96,7 @@ func (c *copier) pass(piece []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.passed += int64(written)
+	c.countLineEnds(piece[:written])
 	c.lost += int64(len(piece) - written)
 	c.err = err
 }
@@ -108,11 +112,25 @@ func (c *copier) close() {
 func (c *copier) lastActivity() time.Time { return time.Unix(0, c.last.Load()) }
 func (c *copier) writing() bool           { return c.inCall.Load() }
 
-// count is how many bytes were passed on.
-func (c *copier) count() int64 {
+// countLineEnds counts CR LF, also where one stands across two pieces.
+func (c *copier) countLineEnds(piece []byte) {
+	if len(piece) == 0 {
+		return
+	}
+	if c.half && piece[0] == '\n' {
+		c.crlf++
+	}
+	if bytes.IndexByte(piece, '\r') >= 0 {
+		c.crlf += int64(bytes.Count(piece, []byte("\r\n")))
+	}
+	c.half = piece[len(piece)-1] == '\r'
+}
+
+// count is how many bytes were passed on, and how many CR LF are among them.
+func (c *copier) count() (passed, crlf int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.passed
+	return c.passed, c.crlf
 }
 
 // warning says what was lost, "" for nothing.

@@ -68,6 +68,31 @@ func TestCopierCountsWhatIsLost(t *testing.T) {
 	}
 }
 
+func TestCopierCountsLineEndsWithACarriageReturn(t *testing.T) {
+	for name, c := range map[string]struct {
+		pieces []string
+		room   int
+		crlf   int64
+	}{
+		"none":                       {[]string{"one\n", "\rtwo\n", "three\r"}, 100, 0},
+		"some":                       {[]string{"one\r\ntwo\n\r\n"}, 100, 2},
+		"across pieces":              {[]string{"one\r", "\ntwo\r", "\r\n", "\n"}, 100, 2},
+		"an empty piece between":     {[]string{"one\r", "", "\n"}, 100, 1},
+		"what was not passed on":     {[]string{"one\r\ntwo\r\n"}, 7, 1},
+		"its half was not passed on": {[]string{"one\r\n"}, 4, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			copying := &copier{out: &pickyWriter{room: c.room}, scanner: newOutputScanner(nil, usualLimits)}
+			for _, piece := range c.pieces {
+				copying.pass([]byte(piece))
+			}
+			if passed, crlf := copying.count(); crlf != c.crlf || passed > int64(c.room) {
+				t.Errorf("%d line ends in %d bytes", crlf, passed)
+			}
+		})
+	}
+}
+
 // With the wrapper's own standard streams closed, broken, or of other kinds, the job runs all the same.
 func TestOddStandardStreams(t *testing.T) {
 	for name, c := range map[string]struct {

@@ -39,6 +39,8 @@ type Job struct {
 	Stdin string `json:"stdin"`
 	// ArchiveLimits bounds what an archive may become when unpacked; zeros mean the defaults in unpack.go.
 	ArchiveLimits ArchiveLimits `json:"archive_limits"`
+	// DrainLog: at the end, wait until what reads the output has had time to take it (see outlet.go).
+	DrainLog bool `json:"drain_log"`
 	// CAFile names a PEM file of further roots to trust, for images without any (scratch). "" = the image's own.
 	CAFile string `json:"ca_file"`
 }

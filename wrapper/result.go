@@ -51,6 +51,7 @@ type Result struct {
 	Saved     []Saved           `json:"saved"`
 	Warnings  []string          `json:"warnings"`
 	LogBytes  int64             `json:"log_bytes"`
+	LogCRLF   int64             `json:"log_crlf"`
 	Timings   Timings           `json:"timings"`
 
 	status int // what the wrapper exits with
@@ -99,6 +100,7 @@ type overflowDocument struct {
 	Message   string        `json:"message"`
 	JobResult *bool         `json:"job_result"`
 	LogBytes  int64         `json:"log_bytes"`
+	LogCRLF   int64         `json:"log_crlf"`
 	Timings   Timings       `json:"timings"`
 }
 
@@ -227,7 +229,7 @@ func (r *Result) encode(limit int, overflow *Overflow) (file, whole []byte, err 
 	digest := sha256.Sum256(whole)
 	small := overflowDocument{
 		Version: r.Version, Attempt: r.Attempt, Outcome: r.Outcome, ExitCode: r.ExitCode, Signal: r.Signal, Started: r.Started,
-		Phase: r.Phase, Message: r.Message, JobResult: r.JobResult, LogBytes: r.LogBytes, Timings: r.Timings,
+		Phase: r.Phase, Message: r.Message, JobResult: r.JobResult, LogBytes: r.LogBytes, LogCRLF: r.LogCRLF, Timings: r.Timings,
 		Overflow: overflowPlace{Key: overflow.Key, Size: len(whole), SHA256: hex.EncodeToString(digest[:])},
 	}
 	for room := len(small.Message); ; room /= 2 {

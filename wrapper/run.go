@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"runtime/debug"
 	"strings"
@@ -56,10 +57,14 @@ func runJob(read func() (*Job, error)) int {
 		result.fail(outcomeWrapperFailed, phaseResult, fmt.Sprintf("nobody would learn how the job ends, so it was not started: %s cannot be written: %v. Check that this user may write there, and that there is room", job.ResultPath, err))
 		return conclude(job, result, real)
 	}
+	out := &outlet{file: os.Stdout}
+	if job.DrainLog {
+		defer out.drain()
+	}
 	debug.SetGCPercent(50) // little of ours lives long; memory is the job's
 	transfers := &transfers{relay: relay}
 	return sequence(job, result, parts{
-		restorer: transfers, runner: &running{relay: relay}, saver: transfers, reporter: real, stop: relay.stop,
+		restorer: transfers, runner: &running{relay: relay, out: out}, saver: transfers, reporter: real, stop: relay.stop,
 	})
 }
 
@@ -117,7 +122,7 @@ func runChild(job *Job, result *Result, do parts) bool {
 		return false
 	}
 	result.Timings.ChildFinishedAt = now()
-	result.LogBytes = end.logBytes
+	result.LogBytes, result.LogCRLF = end.logBytes, end.logCRLF
 	result.childEnded(end, job)
 	collectOutputs(result, outputs)
 	return true
@@ -213,6 +218,7 @@ func pathCause(err error) error {
 // running is the real runner.
 type running struct {
 	relay *signalRelay
+	out   io.Writer // of the child's output
 }
 
 func (r *running) Run(job *Job, began func()) (childEnd, *outputSet, error) {
@@ -230,7 +236,7 @@ func (r *running) Run(job *Job, began func()) (childEnd, *outputSet, error) {
 		return childEnd{}, nil, err
 	}
 	scanner := newOutputScanner(job.DeclaredOutputs, job.OutputLimits)
-	output := &copier{out: os.Stdout, scanner: scanner}
+	output := &copier{out: r.out, scanner: scanner}
 	started, err := startChild(path, job.Command, env, job.Stdin == "pass", output)
 	if err != nil {
 		return childEnd{}, nil, explainStart(path, err)
@@ -239,7 +245,7 @@ func (r *running) Run(job *Job, began func()) (childEnd, *outputSet, error) {
 	unmarked := markRunning(job, started.pid)
 	end := started.supervise(r.relay, job.timeout(), job.grace())
 	output.close()
-	end.logBytes = output.count()
+	end.logBytes, end.logCRLF = output.count()
 	for _, warning := range []string{unmarked, output.warning()} {
 		if warning != "" {
 			end.warnings = append(end.warnings, warning)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from services.console.config import ConsoleSettings
 from services.console.live import Changes
+from services.console.store.runs import Glances
 from shared.bus.protocol import Bus
 from shared.clock import Clock
 from shared.db.database import Database
@@ -20,6 +21,7 @@ class Context:
     host: Host
     settings: ConsoleSettings
     changes: Changes
+    glances: Glances
 
     @property
     def database(self) -> Database:

@@ -11,6 +11,7 @@ from services.console.context import Context
 from services.console.handlers import ENDPOINTS
 from services.console.live import Changes
 from services.console.proxy import proxy_endpoints
+from services.console.store.runs import Glances
 from services.console.store.tenants import ensure_operator_token
 from shared.api import routes
 from shared.service import Host, Parts, Service
@@ -19,7 +20,7 @@ from shared.service import Host, Parts, Service
 @asynccontextmanager
 async def _open(host: Host, settings: ConsoleSettings) -> AsyncIterator[Parts]:
     changes = Changes(host.bus)
-    context = Context(host, settings, changes)
+    context = Context(host, settings, changes, Glances(host.database))
     if settings.operator_token:
         await ensure_operator_token(host.database, settings.operator_token)
     await changes.open()

@@ -25,7 +25,7 @@ from shared.db.database import Database
 from shared.errors import TemporaryError
 from shared.log import get_logger
 from shared.objects import ObjectStore
-from shared.runtime.protocol import IncompleteLogError, Phase, Runtime
+from shared.runtime.protocol import IncompleteLogError, Runtime
 
 UPLOAD_SECONDS = 60.0
 LONGEST_WAIT = 15.0
@@ -114,7 +114,7 @@ async def _read_once(stream: Stream, segments: _Segments, tools: Tools) -> None:
 
 
 async def _printed(stream: Stream, tools: Tools) -> int:
-    """How many bytes the wrapper says that it has passed on; 0 if it does not say."""
+    """How many bytes the log must have; 0 if nobody knows."""
     wait = 0.2
     while True:
         try:
@@ -124,9 +124,7 @@ async def _printed(stream: Stream, tools: Tools) -> int:
             _log.warning("log not checked, it will be", container=stream.log.container, error=str(error))
             await asyncio.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT)
-    result = seen.result if seen is not None and seen.phase is Phase.FINISHED else None
-    printed = (result or {}).get("log_bytes")
-    return printed if isinstance(printed, int) and 0 < printed < 1 << 62 else 0
+    return seen.log_bytes if seen is not None else 0
 
 
 async def _take(stream: Stream, chunk: bytes, segments: _Segments, tools: Tools) -> None:

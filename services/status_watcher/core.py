@@ -22,6 +22,10 @@ OUTPUTS_BYTES = 262144
 """The wrapper refuses more; a document that has more was not written by it."""
 RESULT_TEXT = 4096
 RESULT_ITEMS = 256
+RESULT_KEYS = (
+    *("version", "outcome", "exit_code", "signal", "started", "phase", "message", "job_result"),
+    *("log_bytes", "log_crlf"),
+)
 SHARES = tuple("0123456789abcdef")
 """The parts into which replicas divide the work (the rows of `watcher_shares`)."""
 
@@ -235,7 +239,7 @@ def _without_outputs(document: Mapping[str, Any] | None) -> dict[str, Any] | Non
     if document is None:
         return None
     kept: dict[str, Any] = {}
-    for key in ("version", "outcome", "exit_code", "signal", "started", "phase", "message", "job_result", "log_bytes"):
+    for key in RESULT_KEYS:
         value = document.get(key)
         if isinstance(value, (str, int, float)) or value is None:
             kept[key] = _text(value) if isinstance(value, str) else clean(value)

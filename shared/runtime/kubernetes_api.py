@@ -30,6 +30,8 @@ PATIENCE = 10.0
 """Seconds that one call is tried again for, before its caller hears of it (T90)."""
 LONGEST_PAUSE = 3.0
 TIMEOUT = 30.0
+UNUSED = 60.0
+"""Seconds for which a connection stays open that nobody uses: a new one costs both sides a handshake."""
 WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 MERGE = "application/merge-patch+json"
 APPLY = "application/apply-patch+yaml"
@@ -164,7 +166,7 @@ class Api:
             if self._session is None:
                 server = await find_server(self._access)
                 # No limit of connections: each log that is followed and each watch occupies one.
-                connector = aiohttp.TCPConnector(limit=0, ssl=server.tls)
+                connector = aiohttp.TCPConnector(limit=0, ssl=server.tls, keepalive_timeout=UNUSED)
                 self._session = aiohttp.ClientSession(
                     server.address, connector=connector, read_bufsize=1 << 21, proxy=server.proxy
                 )

@@ -324,6 +324,7 @@ def _document(spec: ContainerSpec) -> dict[str, Any]:
         "running_path": "",
         "output_path": f"{FOLDER}/outputs",
         "message_limit": MESSAGE_LIMIT,
+        "drain_log": True,
     }
 
 

@@ -91,8 +91,6 @@ class _Reading:
     """How far one log has been read."""
 
     offset: int
-    lines: int = 0
-    """Line ends that were read: containerd drops the carriage return that may have stood before each."""
     refusal: str = ""
     """Why the node has not given all the last time."""
     wait: float = END_TOLD_WITHIN
@@ -148,7 +146,6 @@ class Logs:
             async with contextlib.aclosing(chunks):
                 async for chunk in chunks:
                     reading.offset += len(chunk)
-                    reading.lines += chunk.count(b"\n")
                     yield chunk
         except _NoLogError as error:
             reading.refusal = str(error)
@@ -235,10 +232,9 @@ class Logs:
         return is_over(pod, self._api.now())
 
     def _missing(self, pod: Pod, reading: _Reading) -> int:
-        """How many bytes at least the wrapper has passed on beyond those that were read; 0 or less if it does not say."""
+        """How many bytes at least the log has beyond those that were read; 0 or less if nobody knows."""
         seen = observe(pod, self._api.now())
-        printed = ((seen.result if seen is not None else None) or {}).get("log_bytes")
-        return printed - reading.offset - reading.lines if isinstance(printed, int) else 0
+        return (seen.log_bytes if seen is not None else 0) - reading.offset
 
     def _nobody_has_it(self, pod: Pod) -> bool:
         """Is this ended pod's log lost with its node? If that were not bounded, the pod would stay for ever for its log."""

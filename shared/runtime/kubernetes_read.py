@@ -178,7 +178,10 @@ def _ended(pod: Pod, state: Mapping[str, Any]) -> Observation:
     if result is not None:
         if code == 0 and result.get("outcome") == "exited":
             reason, message = "", ""  # it had done its work when the rest happened
-        return finished(pod.name, pod.uid, pod.notes, result, reason=reason, message=message, exit_code=code)
+        # containerd drops the carriage return before a line's end (docs/kubernetes.md).
+        return finished(
+            pod.name, pod.uid, pod.notes, result, reason=reason, message=message, exit_code=code, keeps_crlf=False
+        )
     if not reason:
         reason = Reason.WRAPPER_FAILED
         message = (

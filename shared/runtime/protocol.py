@@ -120,6 +120,8 @@ class Observation:
     finished_at: datetime | None = None
     result: Mapping[str, Any] | None = None
     """The wrapper's result document, when phase is FINISHED and it left one."""
+    log_bytes: int = 0
+    """Bytes that its log must have at least to be whole, as this runtime keeps it; 0 if nobody knows."""
 
 
 class Runtime(Protocol):

@@ -21,8 +21,12 @@ def finished(
     reason: str = "",
     message: str = "",
     exit_code: int | None = None,
+    keeps_crlf: bool = True,
 ) -> Observation:
-    """A FINISHED observation. `exit_code` is the container's own, for when the result names none."""
+    """A FINISHED observation. `exit_code` is the container's own, for when the result names none.
+
+    `keeps_crlf`: does the runtime keep a log's line ends with a carriage return as they are?
+    """
     timings = result.get("timings") or {}
     inner = result.get("exit_code")
     return Observation(
@@ -36,7 +40,13 @@ def finished(
         started_at=moment(timings.get("started_at")),
         finished_at=moment(timings.get("finished_at")),
         result=result,
+        log_bytes=max(0, _bytes(result.get("log_bytes")) - (0 if keeps_crlf else _bytes(result.get("log_crlf")))),
     )
+
+
+def _bytes(count: object) -> int:
+    """A job can write to the file that its result comes from: what is no count is none."""
+    return count if isinstance(count, int) and 0 < count < 1 << 62 else 0
 
 
 def moment(text: object) -> datetime | None:

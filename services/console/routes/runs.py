@@ -77,17 +77,20 @@ async def _wait(call: Call, context: Context, run: RunRef, query: RunQuery) -> A
     async with context.changes.watching(id, *_WAKING[query.until]) as watch:
         # Looked at inside the watch, so that nothing can be missed between the look and the waiting. Most looks without a
         # cause find nothing new: those are cheap ones.
-        look = store.glance
+        now, whole = await store.glance(context.database, call.tenant, run), False
         while True:
-            now = await look(context.database, call.tenant, run)
             if now is not None and since is None:
                 since = now["seq"]
             left = deadline - loop.time()
             done = now is None or core.is_reached(query.until, now["state"], now["seq"], since or 0)
             if done or left <= 0 or context.changes.closed or _gone(call.request):
                 break
-            look = store.tree if await watch.wait(min(left, FALLBACK_SECONDS)) else store.glance
-    return now if now is None or look is store.tree else await store.tree(context.database, call.tenant, run)
+            whole = await watch.wait(min(left, FALLBACK_SECONDS))
+            if whole:
+                now = await store.tree(context.database, call.tenant, run)
+            else:
+                now = await context.glances.at(call.tenant, id)
+    return now if now is None or whole else await store.tree(context.database, call.tenant, run)
 
 
 def _gone(request: web.Request) -> bool:
