@@ -105,7 +105,7 @@ class KubernetesRuntime:
     async def _create_pod(self, name: str, namespace: str, content: dict[str, Any]) -> str | None:
         """uid of the new pod; None if the name is taken."""
         try:
-            created = await self.api.call("POST", f"/api/v1/namespaces/{namespace}/pods", body=content)
+            created = await self.api.call("POST", f"/api/v1/namespaces/{namespace}/pods", body=content, brief=True)
         except ApiError as error:
             if error.reason == "AlreadyExists":
                 return None
@@ -127,7 +127,7 @@ class KubernetesRuntime:
         """Give the pod what it waits for, unless somebody has."""
         content = body.secret(spec, self._config.defaults, name, uid)
         try:
-            await self.api.call("POST", f"/api/v1/namespaces/{namespace}/secrets", body=content)
+            await self.api.call("POST", f"/api/v1/namespaces/{namespace}/secrets", body=content, brief=True)
         except ApiError as error:
             if error.reason != "AlreadyExists":
                 raise TemporaryError(f"the cluster refuses the secret of pod {spec.name}: {error}") from error
@@ -195,16 +195,19 @@ class KubernetesRuntime:
         if pod is None:
             return
         path, over = _path(pod), is_over(pod, self.api.now())
+        if pod.deleted is None or "terminated" not in pod.job:  # else it goes with the release, and its Secret with it
+            # Not left to Kubernetes' garbage collector, which would do 20 a second.
+            with contextlib.suppress(_MissingError):
+                await self._ask("DELETE", f"/api/v1/namespaces/{pod.namespace}/secrets/{pod.secret}", brief=True)
+            # Before the release, which then is the deletion itself: the other way round the API server writes once more.
+            with contextlib.suppress(_MissingError):
+                await self._ask(
+                    "DELETE", path, body=body.deletion(pod.uid, 0 if over or pod.vanishing else 1), brief=True
+                )
         if pod.held:
             with contextlib.suppress(_MissingError):
-                await self._ask("PATCH", path, body=body.release(pod.uid, list(pod.others)), content_type=MERGE)
-        if pod.deleted is not None and "terminated" in pod.job:
-            return  # it has gone with the release, and its Secret goes with it
-        # Not left to Kubernetes' garbage collector, which would do 20 a second.
-        with contextlib.suppress(_MissingError):
-            await self._ask("DELETE", f"/api/v1/namespaces/{pod.namespace}/secrets/{pod.secret}")
-        with contextlib.suppress(_MissingError):
-            await self._ask("DELETE", path, body=body.deletion(pod.uid, 0 if over or pod.vanishing else 1))
+                release = body.release(pod.uid, list(pod.others))
+                await self._ask("PATCH", path, body=release, content_type=MERGE, brief=True)
 
     async def remove_shared_directory(self, name: str) -> None:
         """See the protocol. The claim goes when the last pod that uses it has gone."""

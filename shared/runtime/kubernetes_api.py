@@ -35,6 +35,7 @@ UNUSED = 60.0
 WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 MERGE = "application/merge-patch+json"
 APPLY = "application/apply-patch+yaml"
+_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
 _AGAIN = frozenset({429, 500, 502, 503, 504})
 _CALLS = Metric(
     "hubflow_kubernetes_calls", "Calls of the Kubernetes API, tried again or not", ["verb", "kind", "status"]
@@ -84,12 +85,18 @@ class Api:
         query: Mapping[str, str] | None = None,
         body: Any = None,
         content_type: str = "application/json",
+        brief: bool = False,
     ) -> Any:
-        """One request with a JSON answer; tried again while the server is busy or away. All our writes may be repeated."""
+        """One request with a JSON answer; tried again while the server is busy or away. All our writes may be repeated.
+
+        `brief`: of an object in the answer only the metadata are wanted.
+        """
         began, pause = time.monotonic(), 0.1
         while True:
             try:
-                async with self.request(method, path, query=query, body=body, content_type=content_type) as response:
+                async with self.request(
+                    method, path, query=query, body=body, content_type=content_type, brief=brief
+                ) as response:
                     return json.loads(await response.read())
             except _BusyError as error:
                 if time.monotonic() - began > PATIENCE:
@@ -106,13 +113,14 @@ class Api:
         query: Mapping[str, str] | None = None,
         body: Any = None,
         content_type: str = "application/json",
+        brief: bool = False,
         idle: float | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One try. `idle`: an endless answer, which counts as broken after so many seconds without a byte."""
         session = await self._opened()
         await self._pace.wait()
         limits = aiohttp.ClientTimeout(total=None if idle else TIMEOUT, sock_connect=10, sock_read=idle or TIMEOUT)
-        headers, data = {"Accept": "application/json"}, None
+        headers, data = {"Accept": _METADATA if brief else "application/json"}, None
         if self._server is not None and (token := await self._server.token()):
             headers["Authorization"] = token
         if body is not None:
