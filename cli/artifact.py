@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,11 @@ from cli.api import Api, Stream, connect
 from cli.failure import UNREACHABLE, USAGE, Failure
 from cli.lazy import Group
 from cli.output import Column, ago, output_option, plain, show, size
+
+if sys.version_info >= (3, 11, 4):
+    import tarfile
+else:  # extractall has no filter there, as with Debian 12's Python
+    from backports import tarfile  # type: ignore[attr-defined, no-redef]
 
 COLUMNS = (
     Column("JOB", "job"),
