@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 usable() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; }
 
-# Seconds that a few loops take. Interpreters of one version differ by more than half: one that was built without
+# Microseconds that a few loops take. Interpreters of one version differ by more than half: one that was built without
 # --enable-optimizations (what pyenv does) is slow, and nothing that it says of itself tells.
 pace() {
   "$1" -I - <<'PYTHON'

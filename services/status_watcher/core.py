@@ -23,8 +23,16 @@ OUTPUTS_BYTES = 262144
 RESULT_TEXT = 4096
 RESULT_ITEMS = 256
 RESULT_KEYS = (
-    *("version", "outcome", "exit_code", "signal", "started", "phase", "message", "job_result"),
-    *("log_bytes", "log_crlf"),
+    "version",
+    "outcome",
+    "exit_code",
+    "signal",
+    "started",
+    "phase",
+    "message",
+    "job_result",
+    "log_bytes",
+    "log_crlf",
 )
 SHARES = tuple("0123456789abcdef")
 """The parts into which replicas divide the work (the rows of `watcher_shares`)."""

@@ -409,10 +409,12 @@ async def test_t90_a_server_that_stays_busy_is_temporary(kubernetes_place, clust
 async def test_t15_t22_a_forgotten_version_is_listed_again_and_nothing_is_missed(kubernetes_place, cluster):
     async with through(kubernetes_place, cluster) as (between, runtime, watcher):
         ended, gone = new_name(), new_name()
-        await runtime.start(spec(ended, "sleep 1"))
+        await runtime.start(spec(ended, "trap 'exit 0' TERM; echo up; sleep 60 & wait"))
         await runtime.start(spec(gone, "sleep 60"))
+        await up(runtime, ended)
         await watcher.until(gone, Phase.RUNNING)
         between.frozen = True
+        await runtime.stop(ended, 15)
         async with asyncio.timeout(30):
             while (await runtime.inspect(ended)).phase is not Phase.FINISHED:
                 await asyncio.sleep(0.1)
@@ -484,6 +486,26 @@ async def test_what_a_node_says_in_place_of_a_log_is_not_the_log(kubernetes_plac
                 await asyncio.sleep(0.1)
             with pytest.raises(IncompleteLogError, match="bytes of the log"):
                 await anext(runtime.logs(name, 0, follow=True))
+        await runtime.remove(name)
+
+
+async def test_a_busy_node_keeps_the_ends_of_logs(both):
+    """containerd before 1.7 throws away what it has not read when a container ends; so the wrapper lets it finish."""
+    runtime, watcher = both
+    script = "head -c 2900000 /dev/urandom > data; cat data; seq 1 20000"
+    busy = [await asyncio.create_subprocess_exec("sh", "-c", "while :; do :; done") for _ in range(4)]
+    try:
+        names = [new_name() for _ in range(3)]
+        await asyncio.gather(*(runtime.start(spec(name, script)) for name in names))
+        logs = await asyncio.gather(*(read(runtime, name, follow=True) for name in names))
+        ends = [await watcher.until(name, Phase.FINISHED, timeout=60) for name in names]
+    finally:
+        for process in busy:
+            process.kill()
+            await process.wait()
+    assert [len(log) for log in logs] == [end.log_bytes for end in ends]
+    assert all(log.endswith(b"\n19999\n20000\n") for log in logs)
+    for name in names:
         await runtime.remove(name)
 
 

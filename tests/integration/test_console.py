@@ -20,6 +20,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from services.console.main import SERVICE as CONSOLE
+from services.console.store.runs import Glances
 from services.trigger.main import SERVICE as TRIGGER
 from shared.embedded import S3Address
 from shared.events import RunFinished, RunPaused
@@ -337,6 +338,38 @@ async def test_waiting_for_a_run_answers_when_it_is_over(served: Served, acme: C
     assert (await waiting)["state"] == "failed"
     assert time.monotonic() - begun < 0.5, "it did not wait for the fallback of a second"
     assert readers() == 0
+
+
+async def test_readers_that_hear_nothing_look_together(
+    served: Served, acme: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The news of a run may be lost; then its readers see it a second later, at the cost of one statement for all."""
+    runs = [await start(acme) for _ in range(5)]
+    waiting = [asyncio.create_task(acme.get(f"/api/v1/runs/{run['id']}?wait=30")) for run in runs]
+    await until(lambda: readers() == len(runs))
+    for run in runs:
+        await move(served, run["id"], "failed")
+    async with asyncio.timeout(5):
+        assert [(await each)["state"] for each in waiting] == ["failed"] * len(runs)
+    looks = []
+    look = Glances._look
+
+    async def counted(self: Glances, batch: Any) -> None:
+        looks.append(len(batch))
+        await look(self, batch)
+
+    monkeypatch.setattr(Glances, "_look", counted)
+    glances, first = Glances(served.host.database), uuid.UUID(runs[0]["id"])
+    found, of_another, unknown, *others = await asyncio.gather(
+        glances.at("acme", first), glances.at("globex", first), glances.at("acme", uuid.uuid4()),
+        *(glances.at("acme", uuid.UUID(run["id"])) for run in runs),
+    )  # fmt: skip
+    assert found is not None
+    assert (found["id"], found["state"]) == (first, "failed")
+    assert of_another is None
+    assert unknown is None
+    assert [str(each["id"]) for each in others if each is not None] == [run["id"] for run in runs]
+    assert looks == [8]
 
 
 def readers() -> float:

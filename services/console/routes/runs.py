@@ -86,10 +86,9 @@ async def _wait(call: Call, context: Context, run: RunRef, query: RunQuery) -> A
             if done or left <= 0 or context.changes.closed or _gone(call.request):
                 break
             whole = await watch.wait(min(left, FALLBACK_SECONDS))
-            if whole:
-                now = await store.tree(context.database, call.tenant, run)
-            else:
-                now = await context.glances.at(call.tenant, id)
+            now = await (
+                store.tree(context.database, call.tenant, run) if whole else context.glances.at(call.tenant, id)
+            )
     return now if now is None or whole else await store.tree(context.database, call.tenant, run)
 
 

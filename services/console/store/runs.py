@@ -19,9 +19,11 @@ _RUN = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
 GLANCES = 500
+"""Runs that one statement looks at."""
 GLANCES_GATHER = 0.1
 """Seconds that a reader's look without a cause waits for those of others."""
 
+_GLANCE = "SELECT r.id, r.tenant, r.number, r.state, r.workflow, c.seq FROM runs r JOIN run_counters c ON c.run = r.id"
 _BRIEF = (
     "r.id, r.number, r.workflow, r.version, r.state, r.reason, r.message, r.trigger, r.retry_of, "
     "r.created_at, r.started_at, r.finished_at"
@@ -100,12 +102,8 @@ async def tree(database: Database, tenant: str, run: RunRef) -> Any | None:
 
 
 async def glance(database: Database, tenant: str, run: RunRef) -> Any | None:
-    """id, number, state, workflow and seq."""
-    return await database.fetchrow(
-        "SELECT r.id, r.number, r.state, r.workflow, c.seq FROM runs r JOIN run_counters c ON c.run = r.id "
-        f"WHERE {run.clause}",
-        tenant, run.value,
-    )  # fmt: skip
+    """id, tenant, number, state, workflow and seq."""
+    return await database.fetchrow(f"{_GLANCE} WHERE {run.clause}", tenant, run.value)
 
 
 @dataclass(slots=True)
@@ -123,17 +121,14 @@ class Glances:
         self._batch = Batcher(self._look, limit=GLANCES, gather=GLANCES_GATHER)
 
     async def at(self, tenant: str, run: uuid.UUID) -> Any | None:
-        """The same as `glance`, a little later."""
+        """The same as `glance`, at most GLANCES_GATHER seconds later."""
         wanted = _Wanted(tenant, run)
         await self._batch.submit(wanted)
         return wanted.found
 
     async def _look(self, batch: Sequence[_Wanted]) -> None:
-        rows = await self._database.fetch(
-            "SELECT r.id, r.tenant, r.number, r.state, r.workflow, c.seq FROM runs r JOIN run_counters c ON c.run = r.id "
-            "WHERE r.id = ANY ($1::uuid[])",
-            list({wanted.run for wanted in batch}),
-        )
+        runs = list({wanted.run for wanted in batch})
+        rows = await self._database.fetch(f"{_GLANCE} WHERE r.id = ANY ($1::uuid[])", runs)
         found = {(row["tenant"], row["id"]): row for row in rows}
         for wanted in batch:
             wanted.found = found.get((wanted.tenant, wanted.run))
