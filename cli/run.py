@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -116,13 +116,37 @@ def list_runs(workflow: str | None, state: tuple[str, ...], limit: int, output: 
 @run.command("show", epilog="""\b
 Examples:
   hubflow run show @latest
-  hubflow run show 12 -o json""")  # fmt: skip
+  hubflow run show 12 -o json
+  hubflow run show 12 unit           one job: its inputs, outputs and attempts""")  # fmt: skip
 @click.argument("run_ref", metavar="RUN")
+@click.argument("job", required=False)
 @output_option(table=False)
-def show_run(run_ref: str, output: str) -> None:
-    """Show a run with its stages and jobs. RUN is a number, an id, or @latest."""
-    found = connect().get("runs", run_ref)
+def show_run(run_ref: str, job: str | None, output: str) -> None:
+    """Show a run with its stages and jobs, or one JOB of it. RUN is a number, an id, or @latest."""
+    api = connect()
+    found = api.get("runs", run_ref)
+    if job:
+        (wanted,) = _wanted_jobs(found, job, failed=False)
+        found = api.get("runs", str(found["id"]), "jobs", wanted["name"])
+        show_document(found, output, _job_as_text(found) if output == "text" else "")
+        return
     show_document(found, output, _as_text(found) if output == "text" else "")
+
+
+def _job_as_text(job: Mapping[str, Any]) -> str:
+    facts = [f"{plain(job['name'])}  {job['state']}, of stage {plain(job['stage'])}"]
+    if job["component"]:
+        facts.append(f"component  {plain(job['component'])}")
+    for title in ("inputs", "outputs"):
+        pairs = [f"{plain(name)} = {plain(value)}" for name, value in job[title].items()]
+        facts += [f"{'' if at else title:<10} {pair}" for at, pair in enumerate(pairs)]
+    for at, attempt in enumerate(job["attempts"]):
+        took = elapsed(attempt["started_at"], attempt["ended_at"])
+        how = " ".join(filter(None, (attempt["state"] or "not over", took and f"after {took}", attempt["reason"])))
+        facts.append(f"{'' if at else 'attempts':<10} {attempt['attempt']}: {plain(how)}")
+        for words in (attempt["message"], *attempt["warnings"]):
+            facts += [f"{'':<13} {plain(line)}" for line in str(words).splitlines()]
+    return "\n".join(facts)
 
 
 def _as_text(found: tree.Run) -> str:

@@ -10,6 +10,7 @@ from services.console.store.runs import Glances
 from shared.bus.protocol import Bus
 from shared.clock import Clock
 from shared.db.database import Database
+from shared.secret_masks import SecretMasks
 from shared.service import Host
 from shared.vault import Vault
 
@@ -22,6 +23,7 @@ class Context:
     settings: ConsoleSettings
     changes: Changes
     glances: Glances
+    masks: SecretMasks
 
     @property
     def database(self) -> Database:

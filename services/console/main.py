@@ -14,13 +14,15 @@ from services.console.proxy import proxy_endpoints
 from services.console.store.runs import Glances
 from services.console.store.tenants import ensure_operator_token
 from shared.api import routes
+from shared.secret_masks import SecretMasks
 from shared.service import Host, Parts, Service
 
 
 @asynccontextmanager
 async def _open(host: Host, settings: ConsoleSettings) -> AsyncIterator[Parts]:
     changes = Changes(host.bus)
-    context = Context(host, settings, changes, Glances(host.database))
+    masks = SecretMasks(host.database, host.vault)
+    context = Context(host, settings, changes, Glances(host.database), masks)
     if settings.operator_token:
         await ensure_operator_token(host.database, settings.operator_token)
     await changes.open()

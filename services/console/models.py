@@ -288,7 +288,8 @@ class Attempt(Answer):
 
 
 class JobView(JobBrief):
-    """`inputs`: as the workflow file gives them, references unresolved. `outputs`: of the last attempt that is over."""
+    """`inputs`: as the workflow file gives them, references unresolved. `outputs`: of the last attempt that is over;
+    secrets in them are masked."""
 
     inputs: dict[str, Any]
     outputs: dict[str, Any]

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from services.log_collector import store
-from services.log_collector.core import Masker
 from services.log_collector.store import Growth, Log
 from shared.db.database import Database
 from shared.errors import TemporaryError
 from shared.log import get_logger
+from shared.masking import Masker
 
 STREAM_BUFFER = 1 << 20
 """Bytes that one log may have in memory before its reader waits."""

@@ -7,62 +7,33 @@ process without a lease are taken over by whoever sweeps first.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from services.log_collector import store
 from services.log_collector.config import LogCollectorSettings
-from services.log_collector.core import Masker, patterns_of, url_password
 from services.log_collector.flushing import Stream
 from services.log_collector.following import Tools, follow
-from services.log_collector.store import Completion, Log, RunSecrets, Taking
+from services.log_collector.store import Completion, Log, Taking
 from shared.batching import Batcher
 from shared.bus.protocol import Message
 from shared.db.database import Database
 from shared.errors import HubflowError, TemporaryError
 from shared.events import Event, JobSubmitted, decode
 from shared.log import get_logger
-from shared.vault import Vault
+from shared.masking import Masker
+from shared.secret_masks import RunSecrets, SecretMasks
 
 CONSUMER = "log_collector"
 RENEWAL = 1.0
 """Seconds between two signs of life."""
-TENANTS_KEPT = 256
 FORGOTTEN_AFTER = 30.0
 """Seconds after which the log of a container that was seen to run is taken, though nobody has told that it was submitted."""
 LATE = 10.0
 """Seconds after which somebody who hears of a container may have missed the beginning of its log."""
 
 _log = get_logger("log_collector")
-
-
-class Masks:
-    """What to mask, by tenant and by what its secrets were when last asked."""
-
-    def __init__(self, database: Database, vault: Vault) -> None:
-        self._database = database
-        self._vault = vault
-        self._known: OrderedDict[str, tuple[str, tuple[str, ...], tuple[bytes, ...]]] = OrderedDict()
-
-    async def masker(self, log: Log, of_run: RunSecrets | None = None) -> Masker:
-        """For the output of one run's job. `of_run`: its secrets, where they have just been read."""
-        of_run = of_run or await store.run_secrets(self._database, log.run)
-        values, patterns = await self._of_tenant(log.tenant, of_run.fingerprint)
-        own = [*of_run.inputs, url_password(of_run.clone_url)]
-        return Masker(patterns_of([*values, *own]) if any(own) else patterns)
-
-    async def _of_tenant(self, tenant: str, fingerprint: str) -> tuple[tuple[str, ...], tuple[bytes, ...]]:
-        known = self._known.get(tenant)
-        if known is None or known[0] != fingerprint:
-            values = await store.tenant_secrets(self._database, self._vault, tenant)
-            known = (fingerprint, tuple(values), patterns_of(values))
-            self._known[tenant] = known
-            if len(self._known) > TENANTS_KEPT:
-                self._known.popitem(last=False)
-        self._known.move_to_end(tenant)
-        return known[1], known[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +43,7 @@ class Context:
     database: Database
     settings: LogCollectorSettings
     tools: Tools
-    masks: Masks
+    masks: SecretMasks
     takes: Batcher[Taking]
     following: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     """Container -> the task that follows its log."""
@@ -98,7 +69,7 @@ def begin(log: Log, context: Context, secrets: RunSecrets | None = None, *, doub
 
 async def _follow(log: Log, context: Context, secrets: RunSecrets | None, *, doubtful: bool) -> None:
     try:
-        stream = Stream.of(log, await context.masks.masker(log, secrets))
+        stream = Stream.of(log, Masker(await context.masks.patterns(log.tenant, log.run, secrets)))
         stream.doubtful = doubtful
         await follow(stream, context.tools)
     except TemporaryError as error:

@@ -11,7 +11,7 @@ from services.log_collector import store
 from services.log_collector.config import LogCollectorSettings
 from services.log_collector.flushing import Flusher
 from services.log_collector.following import Tools
-from services.log_collector.handlers import CONSUMER, TASKS, Context, Masks, complete, handle
+from services.log_collector.handlers import CONSUMER, TASKS, Context, complete, handle
 from services.log_collector.store import Log
 from shared.batching import Batcher
 from shared.bus.protocol import Consumer
@@ -19,6 +19,7 @@ from shared.bus.topology import TOPICS
 from shared.errors import TemporaryError
 from shared.log import get_logger
 from shared.logs import log_topic
+from shared.secret_masks import SecretMasks
 from shared.service import Host, Parts, Service
 
 _log = get_logger("log_collector")
@@ -66,7 +67,7 @@ def context_of(host: Host, settings: LogCollectorSettings) -> Context:
         grown=grown,
     )
     takes = Batcher(functools.partial(store.take, database=host.database, holder=host.name))
-    return Context(host.database, settings, tools, Masks(host.database, host.vault), takes)
+    return Context(host.database, settings, tools, SecretMasks(host.database, host.vault), takes)
 
 
 SERVICE = Service(

@@ -9,16 +9,12 @@ from typing import Any
 
 from shared.db import outbox
 from shared.db.database import Database
-from shared.errors import PermanentError
 from shared.events import JobLogStored, JobSubmitted
-from shared.log import get_logger
-from shared.vault import Vault
+from shared.secret_masks import RUN_AND_VERSION, SECRETS_OF_RUN, RunSecrets, run_secrets_of
 
 LEASE = "log_collector:"
 """Prefix of the leases of the collectors; the holder's name follows."""
 TAKE_OVER_LIMIT = 200
-
-_log = get_logger("log_collector")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,36 +137,14 @@ INSERT INTO leases (name, holder, expires_at) VALUES ('{LEASE}' || $1, $1, now()
 ON CONFLICT (name) DO UPDATE SET expires_at = excluded.expires_at
 """  # noqa: S608 - a constant
 
-_SECRETS_OF_RUN = """
-    (SELECT count(*) || ' ' || coalesce(max(updated_at)::text, '') FROM secrets WHERE tenant = r.tenant) AS fingerprint,
-    (SELECT coalesce(jsonb_agg(r.inputs ->> e.key), '[]') FROM jsonb_each(v.document -> 'inputs') e
-     WHERE e.value -> 'secret' = 'true') AS inputs,
-    r.trigger -> 'git' ->> 'clone_url' AS clone_url
-"""
-_RUN_AND_VERSION = """
-runs r JOIN workflow_versions v ON v.tenant = r.tenant AND v.workflow = r.workflow AND v.version = r.version
-"""
-
-_RUN_SECRETS = f"SELECT {_SECRETS_OF_RUN} FROM {_RUN_AND_VERSION} WHERE r.id = $1"  # noqa: S608 - constants
-
 _TAKE = f"""
 WITH taken AS (
     INSERT INTO logs (container, run, job, attempt, tenant, stage, holder)
     SELECT *, $7 FROM unnest($1::text[], $2::uuid[], $3::text[], $4::int[], $5::text[], $6::text[])
     ON CONFLICT DO NOTHING RETURNING container, run
 )
-SELECT t.container, {_SECRETS_OF_RUN} FROM taken t JOIN ({_RUN_AND_VERSION}) ON r.id = t.run
+SELECT t.container, {SECRETS_OF_RUN} FROM taken t JOIN ({RUN_AND_VERSION}) ON r.id = t.run
 """  # noqa: S608 - constants
-
-
-@dataclass(frozen=True, slots=True)
-class RunSecrets:
-    """What must not be seen in the logs of one run, but for the tenant's own secrets."""
-
-    fingerprint: str
-    """Changes whenever the tenant's secrets do."""
-    inputs: list[str]
-    clone_url: str
 
 
 @dataclass(slots=True)
@@ -201,7 +175,7 @@ async def take(batch: Sequence[Taking], database: Database, holder: str) -> None
     rows = {row["container"]: row for row in await database.fetch(_TAKE, *columns, holder)}
     for each in batch:
         if (row := rows.pop(each.event.container, None)) is not None:
-            each.log, each.secrets = logs[each.event.container], _run_secrets(row)
+            each.log, each.secrets = logs[each.event.container], run_secrets_of(row)
 
 
 async def take_over(database: Database, holder: str, ours: Sequence[str]) -> list[Log]:
@@ -281,24 +255,3 @@ def _stored(each: Completion) -> JobLogStored:
         tenant=log.tenant, run=log.run, stage=log.stage, job=log.job, attempt=log.attempt,
         container=log.container, size=each.size, truncated=each.truncated,
     )  # fmt: skip
-
-
-async def run_secrets(database: Database, run: uuid.UUID) -> RunSecrets:
-    """The secret inputs of a run, the address it clones from, and the fingerprint of its tenant's secrets."""
-    row = await database.fetchrow(_RUN_SECRETS, run)
-    return RunSecrets("", [], "") if row is None else _run_secrets(row)
-
-
-def _run_secrets(row: Any) -> RunSecrets:
-    return RunSecrets(row["fingerprint"], [value for value in row["inputs"] if value], row["clone_url"] or "")
-
-
-async def tenant_secrets(database: Database, vault: Vault, tenant: str) -> list[str]:
-    """The values of all secrets of a tenant. One that cannot be read with our key was never given to a job of ours."""
-    values = []
-    for row in await database.fetch("SELECT name, value FROM secrets WHERE tenant = $1", tenant):
-        try:
-            values.append(vault.decrypt(row["value"]))
-        except PermanentError as error:
-            _log.error("secret not masked", tenant=tenant, secret=row["name"], error=str(error))
-    return values

@@ -15,6 +15,7 @@ import contextlib
 import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from shared.errors import PermanentError, TemporaryError
@@ -26,7 +27,7 @@ from shared.runtime.kubernetes_body import PodDefaults
 from shared.runtime.kubernetes_logs import Logs
 from shared.runtime.kubernetes_options import Allowed
 from shared.runtime.kubernetes_place import Namespaces, Tenancy
-from shared.runtime.kubernetes_read import Pod, hopeless, is_over, observe, pod_of
+from shared.runtime.kubernetes_read import Pod, hopeless, is_over, observe, overdue, pod_of
 from shared.runtime.kubernetes_watch import IDLE, Pods
 from shared.runtime.protocol import ContainerSpec, Observation, Phase
 from shared.runtime.telling import Telling
@@ -175,15 +176,26 @@ class KubernetesRuntime:
     # ending
 
     async def stop(self, name: str, grace: float) -> None:
-        """See the protocol. The mark comes first, so that nobody takes the deletion for somebody else's."""
+        """See the protocol. What runs is ended by its node, and its log is kept; `watch` sees to it that this happens."""
         pod = await self._find(name)
-        if pod is None or pod.vanishing or pod.deleted is not None or is_over(pod, self.api.now()):
+        now = self.api.now()
+        if pod is None or pod.vanishing or pod.deleted is not None or pod.end_by is not None or is_over(pod, now):
             return
-        started = "running" in pod.job
-        message = "killed when its time to end itself was over" if started else "stopped before it had started"
-        await self._end(pod, Reason.CANCELLED, message, max(1, math.ceil(grace)))
+        seconds = max(1, math.ceil(grace))
+        if "running" not in pod.job:
+            await self._end(pod, Reason.CANCELLED, "stopped before it had started", seconds)
+            return
+        message = "killed when its time to end itself was over"
+        if seconds < pod.grace:
+            # Its node would wait longer; this way its log may go with it.
+            await self._end(pod, Reason.CANCELLED, message, seconds)
+            return
+        patch = body.ending(pod.uid, Reason.CANCELLED, message, now + timedelta(seconds=pod.grace))
+        with contextlib.suppress(_MissingError):
+            await self._ask("PATCH", _path(pod), body=patch, content_type=MERGE, brief=True)
 
     async def _end(self, pod: Pod, reason: str, message: str, grace: int) -> None:
+        """Delete it. The mark comes first, so that nobody takes the deletion for somebody else's."""
         path = _path(pod)
         with contextlib.suppress(_MissingError):
             await self._ask("PATCH", path, body=body.mark(pod.uid, reason, message), content_type=MERGE)
@@ -196,9 +208,10 @@ class KubernetesRuntime:
             return
         path, over = _path(pod), is_over(pod, self.api.now())
         if pod.deleted is None or "terminated" not in pod.job:  # else it goes with the release, and its Secret with it
-            # Not left to Kubernetes' garbage collector, which would do 20 a second.
-            with contextlib.suppress(_MissingError):
-                await self._ask("DELETE", f"/api/v1/namespaces/{pod.namespace}/secrets/{pod.secret}", brief=True)
+            if pod.end_by is None:
+                # Not left to Kubernetes' garbage collector, which would do 20 a second; that is enough for what was stopped.
+                with contextlib.suppress(_MissingError):
+                    await self._ask("DELETE", f"/api/v1/namespaces/{pod.namespace}/secrets/{pod.secret}", brief=True)
             # Before the release, which then is the deletion itself: the other way round the API server writes once more.
             with contextlib.suppress(_MissingError):
                 await self._ask(
@@ -271,15 +284,18 @@ class KubernetesRuntime:
                 await asyncio.wait([minder])
 
     async def _mind(self, telling: Telling) -> None:
-        """End, with the reason, pods whose images cannot be had or that kubelet cannot start."""
+        """End, with the reason, pods whose images cannot be had or that kubelet cannot start, or that it does not end."""
         while True:
             await asyncio.sleep(LOOK_EVERY)
             now = self.api.now()
             for name in telling.unfinished():
-                pod = self.pods.get(name)
-                verdict = pod and hopeless(pod, now, self._config.pull_seconds, self._config.create_seconds)
-                if pod is not None and verdict:
-                    _log.info("pod will never start, it is ended", pod=name, reason=verdict[0], because=verdict[1])
+                if (pod := self.pods.get(name)) is None:
+                    continue
+                verdict = hopeless(pod, now, self._config.pull_seconds, self._config.create_seconds)
+                if overdue(pod, now):
+                    verdict = (pod.mark, pod.mark_message)
+                if verdict:
+                    _log.info("pod is ended", pod=name, reason=verdict[0], because=verdict[1])
                     try:
                         await self._end(pod, *verdict, grace=1)
                     except TemporaryError as error:

@@ -19,6 +19,8 @@ from shared.states import Reason
 
 LEAVING_PATIENCE = timedelta(seconds=20)
 """How long after its grace a deleted pod may be silent before its node counts as lost."""
+ENDING_PATIENCE = timedelta(seconds=10)
+"""How long after its grace a pod that its node was to end may go on before it is deleted."""
 PULL_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull",
                           "RegistryUnavailable", "ImageInspectError", "SignatureValidationFailed"})  # fmt: skip
 CREATE_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError",
@@ -46,6 +48,8 @@ class Pod:
     """Our finalizer is on it."""
     others: tuple[str, ...]
     """Other finalizers."""
+    grace: int
+    """Seconds between TERM and KILL when its node ends it."""
     secret: str
     """Name of the Secret that it waits for."""
     node: str
@@ -65,6 +69,8 @@ class Pod:
     """What the scheduler says while it finds no node."""
     mark: str
     mark_message: str
+    end_by: datetime | None
+    """We have told its node to end it, and that was to be done by then."""
     memory: int
 
     @property
@@ -100,6 +106,7 @@ def pod_of(document: Mapping[str, Any]) -> Pod:
         deleted=moment(metadata.get("deletionTimestamp")),
         held=body.FINALIZER in finalizers,
         others=tuple(each for each in finalizers if each != body.FINALIZER),
+        grace=document["spec"].get("terminationGracePeriodSeconds") or 0,
         secret=_secret_of(document["spec"]),
         node=document["spec"].get("nodeName") or "",
         phase=status.get("phase") or "",
@@ -113,6 +120,7 @@ def pod_of(document: Mapping[str, Any]) -> Pod:
         unschedulable=scheduled.get("message", "") if scheduled.get("status") == "False" else "",
         mark=notes.get(body.ENDED_REASON, ""),
         mark_message=notes.get(body.ENDED_MESSAGE, ""),
+        end_by=moment(notes.get(body.END_BY)),
         memory=int(notes.get(body.MEMORY) or 0),
     )
 
@@ -311,6 +319,11 @@ def hopeless(pod: Pod, now: datetime, pull_seconds: float, create_seconds: float
     if reason in CREATE_REASONS and age > create_seconds:
         return Reason.START_FAILED, f"pod {pod.name} does not start after {age:.0f} s: {reason}: {message}"
     return None
+
+
+def overdue(pod: Pod, now: datetime) -> bool:
+    """Has its node not ended it in time? It is lost, or no kubelet (simulated, or virtual)."""
+    return pod.end_by is not None and pod.deleted is None and now > pod.end_by + ENDING_PATIENCE
 
 
 def _failed_service(pod: Pod) -> tuple[str, str] | None:

@@ -50,13 +50,14 @@ def _bytes(count: object) -> int:
 
 
 def moment(text: object) -> datetime | None:
-    """An RFC 3339 time with any number of digits, or None for anything else, and for Go's zero time."""
+    """An RFC 3339 time with any number of digits, or None for anything else, for one without zone, and for Go's zero time."""
     if not isinstance(text, str) or text.startswith("0001-"):
         return None
     try:
-        return datetime.fromisoformat(text)
+        when = datetime.fromisoformat(text)
     except ValueError:
         return None
+    return when if when.tzinfo is not None else None
 
 
 def last_words(words: bytes) -> str:

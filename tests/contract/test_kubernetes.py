@@ -12,7 +12,7 @@ import pytest
 
 from shared.errors import PermanentError, TemporaryError
 from shared.oci import open_registry_client, parse_reference
-from shared.runtime import kubernetes_api, kubernetes_logs
+from shared.runtime import kubernetes_api, kubernetes_logs, kubernetes_read
 from shared.runtime import kubernetes_body as body
 from shared.runtime.kubernetes import KubernetesRuntime
 from shared.runtime.kubernetes_access import Access
@@ -64,19 +64,29 @@ def writes(runtime):
 # what it costs
 
 
-async def test_t93_an_attempt_costs_five_writes(both):
+async def test_t93_an_attempt_costs_five_writes(kubernetes_place, both):
     runtime, watcher = both
-    name, stopped = new_name(), new_name()
+    name, stopped, hurried = new_name(), new_name(), new_name()
     await runtime.start(spec(name, "true"))
     await watcher.until(name, Phase.FINISHED)
     await runtime.remove(name)
     assert writes(runtime) == 5
     await runtime.start(spec(stopped, "echo up; sleep 60"))
     await up(runtime, stopped)
-    await runtime.stop(stopped, 5)
+    await runtime.stop(stopped, 10)
     await watcher.until(stopped, Phase.FINISHED)
     await runtime.remove(stopped)
     assert writes(runtime) == 10
+    await runtime.start(spec(hurried, "echo up; sleep 60"))
+    await up(runtime, hurried)
+    await runtime.stop(hurried, 1)
+    await watcher.until(hurried, Phase.FINISHED)
+    await runtime.remove(hurried)
+    assert writes(runtime) == 15
+    for each in (name, stopped, hurried):
+        async with asyncio.timeout(30):
+            while await kubernetes_place.traces(each):
+                await asyncio.sleep(0.1)
 
 
 async def test_secrets_are_not_in_what_the_cluster_tells_of_a_pod(kubernetes_place, both):
@@ -252,6 +262,42 @@ async def another_node(kubernetes_place, cluster):
             await asyncio.sleep(0.2)
     yield
     await kubernetes_place.cluster("DELETE", f"{nodes}/{name}")
+
+
+async def test_a_stopped_job_keeps_its_log_though_nobody_was_reading(kubernetes_place, both):
+    runtime, watcher = both
+    name = new_name()
+    await runtime.start(spec(name, "trap 'echo tidying; exit 9' TERM; echo up; while true; do sleep 0.05; done"))
+    await up(runtime, name)
+    await runtime.stop(name, 15)
+    end = await watcher.until(name, Phase.FINISHED)
+    assert (end.result["outcome"], end.exit_code) == ("stopped", 9)
+    pod = await kubernetes_place.cluster("GET", kubernetes_place.pod_path(name))
+    assert pod["status"]["phase"] == "Failed"
+    assert "deletionTimestamp" not in pod["metadata"]
+    async with watched(kubernetes_place) as (later, _):
+        assert await read(later, name, follow=True) == b"up\ntidying\n"
+    await runtime.remove(name)
+
+
+async def test_a_stopped_job_whose_node_does_not_end_it_is_deleted(kubernetes_place, cluster, monkeypatch):
+    """A simulated or a virtual node may do nothing about deadlines; a lost one does nothing at all."""
+    if cluster.own is None:
+        pytest.skip("this cluster's nodes are not ours to hold")
+    monkeypatch.setattr(kubernetes_read, "ENDING_PATIENCE", timedelta(seconds=1))
+    monkeypatch.setattr(kubernetes_read, "LEAVING_PATIENCE", timedelta(seconds=1))
+    async with watched(kubernetes_place) as (runtime, watcher):
+        name = new_name()
+        await runtime.start(spec(name, "echo up; sleep 600", grace_s=0))
+        await up(runtime, name)
+        await cluster.own.end("kubelet", signal.SIGKILL)
+        try:
+            await runtime.stop(name, 5)
+            end = await watcher.until(name, Phase.FINISHED)
+            assert end.reason == "Cancelled"
+        finally:
+            await cluster.own.start("kubelet")
+        await runtime.remove(name)
 
 
 @pytest.mark.usefixtures("another_node")

@@ -31,6 +31,24 @@ stages:
         artifacts: [{name: out, paths: [out]}]
 """
 FAIL = "name: fail\nstages:\n  - name: s\n    jobs:\n      - name: bad\n        script: echo the reason; exit 3\n"
+TELL = """\
+name: tell
+stages:
+  - name: one
+    jobs:
+      - name: tell
+        env: {PASSWORD: "${{ secrets.PASSWORD }}"}
+        script: |
+          echo "[JOB_OUT] URL = https://u:$PASSWORD@hub"
+          echo "[JOB_OUT] PASS = $PASSWORD"
+        outputs: [URL, PASS]
+  - name: two
+    jobs:
+      - name: heard
+        env: {GIVEN: "${{ jobs.tell.outputs.PASS }}"}
+        script: echo ${#GIVEN}; echo "[JOB_OUT] LENGTH = ${#GIVEN}"
+        outputs: [LENGTH]
+"""
 SLEEP = "name: sleep\nstages:\n  - name: s\n    jobs:\n      - name: long\n        script: echo begun; sleep 60\n"
 GATE = (
     "name: gate\nstages:\n  - name: ask\n    type: pause\n    jobs:\n      - name: j\n        script: echo waiting\n"
@@ -100,6 +118,23 @@ async def test_a_run_that_succeeds_with_its_log_outputs_and_artifact(place):
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
     followed = await place.run("events", "@latest", "--follow")
     assert "run.finished" in followed.out
+
+
+async def test_a_job_shows_its_outputs_without_the_secrets_in_them(place):
+    assert (await place.run("secret", "set", "PASSWORD", "--from-stdin", stdin="s3cr3t-word")).code == 0
+    await place.apply(TELL)
+    result = await place.run("run", "start", "tell", "--wait", "--logs")
+    assert result.code == 0, result.out
+    assert "heard | 11" in result.out  # whoever names the output gets it whole
+    shown = await place.run("run", "show", "@latest", "tell")
+    assert "outputs    URL = https://u:***@hub" in shown.out
+    assert "attempts   1: succeeded after" in shown.out
+    documents = [await place.json("run", "show", "@latest", name) for name in ("tell", "heard")]
+    assert documents[0]["outputs"] == {"URL": "https://u:***@hub", "PASS": "***"}
+    assert documents[1]["outputs"] == {"LENGTH": "11"}
+    assert "s3cr3t-word" not in str([result, shown, documents])
+    near = await place.run("run", "show", "@latest", "tel")
+    assert "did you mean 'tell'?" in near.err
 
 
 async def test_an_artifact_comes_as_a_file_or_unpacked(place):

@@ -16,7 +16,7 @@ from shared.errors import ConfigurationError, PermanentError
 from shared.runtime import kubernetes_body as body
 from shared.runtime.kubernetes_options import Allowed
 from shared.runtime.kubernetes_place import Tenancy
-from shared.runtime.kubernetes_read import hopeless, observe, pod_of
+from shared.runtime.kubernetes_read import hopeless, observe, overdue, pod_of
 from shared.runtime.protocol import ContainerSpec, Phase, ServiceSpec
 from shared.settings import KubernetesSettings
 
@@ -156,6 +156,16 @@ def test_a_deleted_pod_is_lost_only_when_its_node_stays_silent() -> None:
     assert early.phase is Phase.RUNNING
     assert late is not None
     assert (late.phase, late.reason) == (Phase.FINISHED, "NodeLost")
+
+
+def test_a_stopped_pod_is_overdue_only_when_its_node_has_had_its_time() -> None:
+    patch = body.ending("u", "Cancelled", "stopped", NOW)
+    told = pod_of(pod(phase="Running", notes=patch["metadata"]["annotations"], containerStatuses=state(running={})))
+    assert [overdue(told, NOW + timedelta(seconds=seconds)) for seconds in (0, 9, 11)] == [False, False, True]
+    leaving = pod(phase="Running", notes=patch["metadata"]["annotations"], deleted="2026-11-25T12:00:00Z")
+    assert not overdue(pod_of(leaving), NOW + timedelta(hours=1))
+    by_hand = pod(phase="Running", notes={body.END_BY: "2026-11-25T12:00:00"}, containerStatuses=state(running={}))
+    assert not overdue(pod_of(by_hand), NOW + timedelta(hours=1))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from shared.clock import parse_timestamp
 from shared.db.database import Transaction
 from shared.errors import UserError
 from shared.events import StageDecided
+from shared.masking import masked
 from shared.states import FINAL_RUN_STATES, FINAL_STAGE_STATES, RunState
 
 LONGEST_COMMENT = 1000
@@ -112,7 +113,8 @@ async def open_link(call: Call, context: Context) -> web.Response:
         other = "cancel" if action == "approve" else "approve"
         expires = context.clock.now() + OTHER_LINK_LIVES
         sibling = context.vault.sign_link("decision", f"{run}:{stage}:{other}", expires)
-        return _page(200, pages.question(core.decision_view(about, stage), action, sibling))
+        hidden = await context.masks.patterns(about["tenant"], about["id"])
+        return _page(200, pages.question(masked(core.decision_view(about, stage), hidden), action, sibling))
     except UserError as error:
         return _page(error.status, pages.answer(error.code, str(error)))
 

@@ -34,6 +34,7 @@ from shared.db.database import Transaction
 from shared.errors import UserError
 from shared.events import RunCancelRequested
 from shared.ingress import StartedRun
+from shared.masking import masked
 from shared.runs import NewRun, create_run
 from shared.states import FINAL_RUN_STATES, RunState
 
@@ -210,7 +211,8 @@ async def get_job(call: Call, context: Context) -> web.Response:
     if described is None or described["job"] is None:
         raise UserError(f"run {run['number']} has no job {name!r}", code="job-not-found", status=404)
     row = await store.job(context.database, run["id"], name)
-    attempts = [_attempt(each) for each in await store.attempts(context.database, run["id"], name)]
+    hidden = await context.masks.patterns(call.tenant, run["id"])
+    attempts = [_attempt(each, hidden) for each in await store.attempts(context.database, run["id"], name)]
     document = described["job"]
     return http.reply(
         {
@@ -223,16 +225,17 @@ async def get_job(call: Call, context: Context) -> web.Response:
     )
 
 
-def _attempt(row: Any) -> dict[str, Any]:
+def _attempt(row: Any, hidden: tuple[bytes, ...]) -> dict[str, Any]:
     result = row["result"] or {}
     names = (
         "attempt", "container", "created_at", "state", "reason", "message", "exit_code", "started_at", "ended_at",
     )  # fmt: skip
     return {
         **{name: row[name] for name in names},
-        "outputs": row["outputs"] or {},
+        "message": masked(row["message"], hidden),
+        "outputs": masked(row["outputs"] or {}, hidden),
         "timings": result.get("timings") or {},
-        "warnings": result.get("warnings") or [],
+        "warnings": masked(result.get("warnings") or [], hidden),
     }
 
 

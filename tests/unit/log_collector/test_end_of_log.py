@@ -7,11 +7,11 @@ import uuid
 from typing import Any, cast
 
 from services.log_collector.config import LogCollectorSettings
-from services.log_collector.core import Masker
 from services.log_collector.flushing import Flusher, Stream
 from services.log_collector.following import Tools, follow
 from services.log_collector.store import Completion, Log
 from shared.batching import Batcher
+from shared.masking import Masker
 
 LINE = b"[JOB_OUT] VERSION = 1\n"
 

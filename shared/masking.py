@@ -1,0 +1,176 @@
+"""Masking of secrets in a stream or in a document: pure.
+
+A secret is masked as it is, in base64 (as a whole and inside something larger, such as `user:password`), in a URL, in JSON,
+and line by line where it has several lines. Secrets of one to three characters are left alone: masking them would blank
+the log and hide nothing (T62).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import urllib.parse
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MASK = b"***"
+SHORTEST = 4
+SHORTEST_LINE = 6
+SHORTEST_BASE64 = 8
+LONGEST_HOLD = 4096
+"""Bytes held back at most beyond twice the longest secret, when matches overlap one another without end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """What may be shown, and how many raw bytes it stands for."""
+
+    kept: bytes
+    consumed: int
+
+
+def patterns_of(secrets: Iterable[str]) -> tuple[bytes, ...]:
+    """All byte strings that give a secret away, longest first."""
+    found: set[bytes] = set()
+    for secret in secrets:
+        value = secret.strip()
+        if len(value) < SHORTEST:
+            continue
+        found.update(_spellings(value))
+        lines = [line.strip() for line in value.splitlines()]
+        if len(lines) > 1:
+            for line in lines:
+                if len(line) >= SHORTEST_LINE:
+                    found.update(_spellings(line))
+            found.add("\r\n".join(value.splitlines()).encode("utf-8", "replace"))
+    return tuple(sorted(found, key=lambda pattern: (-len(pattern), pattern)))
+
+
+def _spellings(value: str) -> set[bytes]:
+    raw = value.encode("utf-8", "replace")
+    spellings = {raw}
+    for written in (
+        urllib.parse.quote(value),
+        urllib.parse.quote(value, safe=""),
+        urllib.parse.quote_plus(value),
+        json.dumps(value)[1:-1],
+        json.dumps(value, ensure_ascii=False)[1:-1],
+    ):
+        spellings.add(written.encode("utf-8", "replace"))
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        for shift in range(3):
+            spellings.add(_inner_base64(raw, shift, encode))
+    return {spelling for spelling in spellings if len(spelling) >= SHORTEST}
+
+
+def _inner_base64(raw: bytes, shift: int, encode: object) -> bytes:
+    """The part of the base64 form that does not depend on what stands around it, `shift` bytes after a group's begin."""
+    encoded: bytes = encode(b"\0" * shift + raw)  # type: ignore[operator]
+    first = (shift * 8 + 5) // 6
+    last = (shift + len(raw)) * 8 // 6
+    inner = encoded[first:last]
+    return inner if len(inner) >= SHORTEST_BASE64 else b""
+
+
+class Masker:
+    """Replaces every pattern in a stream by ***, wherever the chunks are cut.
+
+    What may be the beginning of a pattern is held back. A fresh masker that is fed from a place where another one had
+    `consumed` all that came before goes on as that one would have.
+    """
+
+    def __init__(self, patterns: tuple[bytes, ...]) -> None:
+        self._patterns = [(pattern, _period(pattern)) for pattern in patterns]
+        self._longest_hold = LONGEST_HOLD + 2 * max(map(len, patterns), default=0)
+        self._held = b""
+
+    def feed(self, chunk: bytes) -> Masked:
+        """The next bytes of the stream."""
+        if not self._patterns:
+            return Masked(chunk, len(chunk))
+        window = self._held + chunk
+        spans = self._spans(window)
+        end = self._safe_end(window, spans)
+        self._held = window[end:]
+        return Masked(_replace(window, spans, end), end)
+
+    def finish(self) -> Masked:
+        """The stream has ended: what was held back."""
+        window, self._held = self._held, b""
+        return Masked(_replace(window, self._spans(window), len(window)), len(window))
+
+    def _spans(self, window: bytes) -> list[tuple[int, int]]:
+        """Where patterns stand, overlapping ones joined, in order."""
+        found: list[tuple[int, int]] = []
+        for pattern, period in self._patterns:
+            at = window.find(pattern)
+            while at >= 0:
+                found.append((at, at + len(pattern)))
+                at = window.find(pattern, at + period)
+        found.sort()
+        joined: list[tuple[int, int]] = []
+        for start, stop in found:
+            if joined and start < joined[-1][1]:
+                joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
+            else:
+                joined.append((start, stop))
+        return joined
+
+    def _safe_end(self, window: bytes, spans: list[tuple[int, int]]) -> int:
+        """The end of what no further byte can change."""
+        end = min((self._beginning(window, pattern) for pattern, _ in self._patterns), default=len(window))
+        for start, stop in spans:
+            if start < end < stop:
+                # What is held back overlaps a match and may make it longer; only a hostile stream does so for long.
+                return start if len(window) - start <= self._longest_hold else stop
+        return end
+
+    @staticmethod
+    def _beginning(window: bytes, pattern: bytes) -> int:
+        """Where the longest end of `window` stands that is a beginning of `pattern`, but not all of it."""
+        at = window.find(pattern[:1], max(0, len(window) - len(pattern) + 1))
+        while at >= 0:
+            if pattern.startswith(window[at:]):
+                return at
+            at = window.find(pattern[:1], at + 1)
+        return len(window)
+
+
+def _period(pattern: bytes) -> int:
+    """The least distance at which the pattern can follow itself, overlapping: its length if it cannot overlap."""
+    return next(shift for shift in range(1, len(pattern) + 1) if pattern.startswith(pattern[shift:]))
+
+
+def _replace(window: bytes, spans: list[tuple[int, int]], end: int) -> bytes:
+    if not spans:
+        return window[:end]
+    pieces, at = [], 0
+    for start, stop in spans:
+        if start >= end:
+            break
+        pieces += [window[at:start], MASK]
+        at = min(stop, end)
+    pieces.append(window[at:end])
+    return b"".join(pieces)
+
+
+def masked(value: Any, patterns: tuple[bytes, ...]) -> Any:
+    """A JSON value with every pattern in its texts, and in the names of its fields, replaced by ***."""
+    if isinstance(value, str):
+        masker = Masker(patterns)
+        raw = value.encode("utf-8", "surrogatepass")
+        return (masker.feed(raw).kept + masker.finish().kept).decode("utf-8", "surrogatepass")
+    if isinstance(value, Mapping):
+        return {masked(name, patterns): masked(each, patterns) for name, each in value.items()}
+    if isinstance(value, list):
+        return [masked(each, patterns) for each in value]
+    return value
+
+
+def url_password(url: str) -> str:
+    """The password in a URL such as a clone address, or ""."""
+    try:
+        return urllib.parse.unquote(urllib.parse.urlsplit(url).password or "")
+    except ValueError:
+        return ""
