@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up down cluster cluster-down test test-quick check bench bench-peers bench-growth bench-kubernetes bench-wrapper chaos
+.PHONY: help demo up down cluster cluster-down test test-quick test-image-volumes check bench bench-peers bench-growth bench-kubernetes bench-wrapper chaos
 .PHONY: chaos-kubernetes fuzz wrapper lock clean format
 VENV := .venv/installed
 WRAPPER := wrapper/bin/hubflow-wrapper-linux-amd64
@@ -16,7 +16,7 @@ help:  ## this list
 	@echo "  T=tests/unit K=quota     choose tests by path and by name"
 	@echo "  RUNS=500 SEED=7 FAULTS=kill,broker RUNTIME=docker     how \`make chaos\` storms (docs/chaos.md)"
 	@echo "  PART=history PAST=20000 QUEUED=500 TENANTS=50     a quick look by \`make bench-growth\`"
-	@echo "  PYTHON=python3.13        choose the Python that .venv is made with"
+	@echo "  PYTHON=python3.13        choose the Python that .venv is made with (after `make clean`)"
 
 ##@ See it
 demo: $(VENV) $(WRAPPER)  ## a real project is built, tested, approved and delivered
@@ -38,6 +38,10 @@ test: $(VENV) $(WRAPPER)  ## all tests, with real RabbitMQ, PostgreSQL, S3, regi
 	@T="$(T)" K="$(K)" X="$(X)" scripts/test.sh all
 test-quick: $(VENV) $(WRAPPER)  ## tests that need no server but the embedded ones (under a minute)
 	@T="$(T)" K="$(K)" X="$(X)" scripts/test.sh quick
+test-image-volumes: $(VENV) $(WRAPPER)  ## tests of pods whose wrapper is mounted from its image, on containerd 2 (root on Debian)
+	@scripts/packages.sh servers
+	@HUBFLOW_CLUSTER_CONTAINERD=2.2.9 T="tests/contract/test_kubernetes.py tests/contract/test_runtime.py" \
+	  K="$(or $(K),kubernetes)" X="$(X)" scripts/test.sh all
 check: $(VENV)  ## ruff, mypy, import contracts, go vet, generated files (seconds)
 	@scripts/check.sh
 format: $(VENV)  ## put the code into shape

@@ -26,7 +26,6 @@ COLUMNS = (
     Column("ID", "id", wide=True),
     Column("WHY", lambda run: run.get("message") or run.get("reason")),
 )
-RUN_HELP = "RUN is a number, an id, or @latest."
 
 
 def started_by(trigger: dict[str, Any]) -> str:

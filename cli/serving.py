@@ -47,7 +47,7 @@ def load_services(names: Sequence[str]) -> list[Service]:
     if missing:
         raise Failure(
             "these services cannot be imported:\n" + "\n".join(missing),
-            hint="install Hubflow whole (`pip install hubflow[embedded]`), or name only services that are there",
+            hint="install Hubflow whole (`pip install .` in its source), or name only services that are there",
             exit_code=CONFIGURATION,
         )
     return found
@@ -116,6 +116,11 @@ def serve(names: tuple[str, ...], check: bool) -> int:
     from shared.service import serve as serve_services
 
     environment = service_environment(os.environ)
+    if not environment.get("HUBFLOW_AMQP_URL") and set(chosen) != set(SERVICES):
+        alone = (
+            "without HUBFLOW_AMQP_URL these services hear only one another, and what they tell is lost to the others"
+        )
+        click.echo(f"warning: {alone}; set it, or serve all in one process", err=True)
     try:
         if check:
             check_settings(services, environment)

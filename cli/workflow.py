@@ -61,7 +61,7 @@ def _source(path: Path) -> str:
 
 @workflow.command(epilog="""\b
 Examples:
-  hubflow workflow validate .hubflow.yml
+  hubflow workflow validate hubflow.yaml
   hubflow workflow validate flows/*.yml -o json""")  # fmt: skip
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True), metavar="FILE...")
 @output_option(table=False)
@@ -89,8 +89,8 @@ def validate(files: tuple[Path, ...], output: str) -> int:
 
 @workflow.command(epilog="""\b
 Examples:
-  hubflow workflow apply .hubflow.yml
-  hubflow workflow apply .hubflow.yml --dry-run""")  # fmt: skip
+  hubflow workflow apply hubflow.yaml
+  hubflow workflow apply hubflow.yaml --dry-run""")  # fmt: skip
 @FILE
 @click.option("--dry-run", is_flag=True, help="Check it on the server, record nothing.")
 @output_option(name=True)
@@ -166,7 +166,7 @@ def show_workflow(name: str, version: int | None, versions: bool, output: str) -
 
 @workflow.command(epilog="""\b
 Example:
-  hubflow workflow diff .hubflow.yml && echo nothing to apply""")  # fmt: skip
+  hubflow workflow diff hubflow.yaml && echo nothing to apply""")  # fmt: skip
 @FILE
 def diff(file: Path) -> int:
     """Compare FILE with the newest version on the server. Exit code 1 if they differ."""

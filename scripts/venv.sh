@@ -42,7 +42,7 @@ find_python() {
     done
   done
   if [ -z "$best" ]; then
-    echo "venv: no Python 3.11 to 3.14 found: install one, or name it: make PYTHON=/path/to/python" >&2
+    echo "venv: no Python 3.11 to 3.14 found: install one, or name it: make demo PYTHON=/path/to/python" >&2
     return 1
   fi
   echo "$best"

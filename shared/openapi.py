@@ -104,7 +104,7 @@ def _operation(endpoint: Endpoint, schemas: dict[Any, Any]) -> dict[str, Any]:
             [endpoint.method.lower(), *re.findall(r"\w+", plain_path(endpoint).removeprefix("/api/v1/"))]
         ),
         "tags": [_tag(endpoint)],
-        "parameters": [*_path_parameters(endpoint), *_query_parameters(endpoint, schemas)],
+        "parameters": [*_path_parameters(endpoint), *_query_parameters(endpoint)],
         "responses": {
             str(endpoint.status): _answer(endpoint, schemas),
             "default": {"$ref": "#/components/responses/Problem"},
@@ -145,7 +145,7 @@ def _path_parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _query_parameters(endpoint: Endpoint, schemas: dict[Any, Any]) -> list[dict[str, Any]]:
+def _query_parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
     if endpoint.query is None:
         return []
     properties = endpoint.query.model_json_schema(ref_template=_REFERENCE).get("properties", {})

@@ -29,8 +29,17 @@ from shared.db.migrate import migrate, pending
 from shared.db.outbox import Relay
 from shared.errors import ConfigurationError, TemporaryError
 from shared.log import configure, get_logger
-from shared.runtime.kubernetes_options import Allowed
-from shared.settings import HostSettings, KubernetesSettings, ObjectsSettings, RuntimeSettings, process_name
+from shared.runtime.allowed import Allowed
+from shared.runtime.docker_body import OFFER as DOCKER_OFFER
+from shared.runtime.kubernetes_options import OFFER as KUBERNETES_OFFER
+from shared.settings import (
+    HostSettings,
+    KubernetesSettings,
+    ObjectsSettings,
+    RuntimeSettings,
+    process_name,
+    require_wrapper_image,
+)
 from shared.vault import Vault
 
 if TYPE_CHECKING:
@@ -186,6 +195,9 @@ def _load(services: Sequence[Service], environment: Mapping[str, str]) -> tuple[
     shared: list[type[Any]] = [HostSettings, ObjectsSettings, RuntimeSettings, KubernetesSettings]
     classes = [*shared, *(each.settings for each in services)]
     loaded = load(environment, *classes)
+    runtime, cluster = loaded[2:4]
+    if runtime.kind == "kubernetes" and any("runtime" in each.needs for each in services):
+        require_wrapper_image(cluster)
     for warning in unknown_variables(environment, classes):
         _log.warning("setting unknown", problem=warning)
     return loaded[0], list(loaded[len(shared) :])
@@ -224,7 +236,9 @@ async def _open_host(
         environment, ObjectsSettings, RuntimeSettings, KubernetesSettings
     )
     if runtime_settings.kind == "kubernetes":
-        host.options = Allowed.parse(cluster.allow)
+        host.options = Allowed.parse(cluster.allow, KUBERNETES_OFFER)
+    elif runtime_settings.kind == "docker":
+        host.options = Allowed.parse(runtime_settings.docker_allow, DOCKER_OFFER)
     if "objects" in needs:
         from shared.objects import open_object_store
 

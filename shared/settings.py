@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from urllib.parse import urlsplit
 
 from shared import crash
 from shared.config import setting
+from shared.errors import ConfigurationError
 from shared.log import LEVELS
-from shared.runtime.kubernetes_options import Allowed, json_list, json_map, pairs
+from shared.runtime.allowed import Allowed
+from shared.runtime.docker_body import OFFER as DOCKER_OFFER
+from shared.runtime.kubernetes_options import OFFER as KUBERNETES_OFFER
+from shared.runtime.kubernetes_options import json_list, json_map, pairs
+
+KINDS = ("auto", "process", "docker", "kubernetes")
+"""Where jobs can run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +46,26 @@ class HostSettings:
     )
 
     def __post_init__(self) -> None:
+        problems = []
         if urlsplit(self.database_url).scheme not in {"postgresql", "postgres"}:
-            raise ValueError(
+            problems.append(
                 "HUBFLOW_DATABASE_URL is not set to a postgresql:// address; `hubflow dev` brings its own server"
             )
         if self.amqp_url and urlsplit(self.amqp_url).scheme not in {"amqp", "amqps"}:
-            raise ValueError("HUBFLOW_AMQP_URL does not begin with amqp:// or amqps://")
+            problems.append("HUBFLOW_AMQP_URL does not begin with amqp:// or amqps://")
         if not self.secret_key:
-            raise ValueError(
+            problems.append(
                 "HUBFLOW_SECRET_KEY is not set; make one with `hubflow token key` and give it to every service"
             )
-        if self.crash_at:
-            crash.parse(self.crash_at)
         if self.log_level not in LEVELS:
-            raise ValueError(f"HUBFLOW_LOG_LEVEL={self.log_level!r}: expected one of {', '.join(LEVELS)}")
+            problems.append(f"HUBFLOW_LOG_LEVEL={self.log_level!r}: expected one of {', '.join(LEVELS)}")
+        if self.crash_at:
+            try:
+                crash.parse(self.crash_at)
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            raise ValueError("\n".join(problems))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +93,10 @@ class RuntimeSettings:
         "", "folder of the process runtime; shared by executor, status_watcher and log_collector"
     )
     docker_host: str = setting("", "unix:// or tcp:// address of the engine; empty: DOCKER_HOST, then the usual socket")
+    docker_allow: str = setting(
+        "",
+        "what workflows may set in `options` on an engine beyond read_only_root and pull: network=host, runtime=runsc",
+    )
     docker_certificates: str = setting("", "folder with ca.pem, cert.pem and key.pem, if the engine wants TLS")
     default_image: str = setting("", "image of scripts, which name none; empty: a small one from Docker Hub")
     wrapper: str = setting(
@@ -85,6 +105,19 @@ class RuntimeSettings:
     allow_host: bool = setting(False, "processes: run commands that were meant for an image on this machine")
     search_path: str = setting("", "processes: the jobs' PATH; empty: the system's default")
     installation: str = setting("default", "marks this installation's containers among others on the same engine")
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.kind not in KINDS:
+            near = get_close_matches(self.kind, KINDS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            problems.append(f"HUBFLOW_RUNTIME_KIND={self.kind!r}: expected one of {', '.join(KINDS)}{hint}")
+        try:
+            Allowed.parse(self.docker_allow, DOCKER_OFFER)
+        except ValueError as error:
+            problems.append(f"HUBFLOW_RUNTIME_DOCKER_ALLOW: {error}")
+        if problems:
+            raise ValueError("\n".join(problems))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +156,9 @@ class KubernetesSettings:
     quota: str = setting("", 'ResourceQuota of each namespace: JSON such as {"pods": "200", "limits.cpu": "100"}')
     limits: str = setting("", 'LimitRange of each namespace: JSON such as {"default": {"memory": "1Gi"}}')
     egress: str = setting("0.0.0.0/0, ::/0", "networks that jobs may connect to; names are always resolved")
-    egress_except: str = setting("169.254.0.0/16", "networks among these that they may not: cloud metadata, for one")
+    egress_except: str = setting(
+        "169.254.0.0/16, fe80::/10", "networks among these that they may not: cloud metadata, for one"
+    )
     shared_class: str = setting("", "StorageClass (ReadWriteMany) of WORKFLOW_CACHE; empty: jobs cannot share a folder")
     shared_size: str = setting("10Gi", "size of such a volume")
     pull_seconds: float = setting(300.0, "how long images of a job are pulled before it fails with ImagePull")
@@ -141,8 +176,17 @@ class KubernetesSettings:
             raise ValueError("\n".join(problems))
 
 
-_KUBERNETES_PARSED = {
-    "allow": Allowed.parse,
+def require_wrapper_image(settings: KubernetesSettings) -> None:
+    """Raises ConfigurationError where jobs run as pods and nobody has said what brings the command wrapper."""
+    if not settings.wrapper_image:
+        raise ConfigurationError(
+            "HUBFLOW_KUBERNETES_WRAPPER_IMAGE is not set: the image with the command wrapper, as the cluster can pull it "
+            "(target `wrapper` of the Dockerfile)"
+        )
+
+
+_KUBERNETES_PARSED: Mapping[str, Callable[[str], object]] = {
+    "allow": functools.partial(Allowed.parse, offer=KUBERNETES_OFFER),
     "node_selector": pairs,
     "tolerations": json_list,
     "quota": json_map,

@@ -35,7 +35,6 @@ WORKFLOW_FILE = "hubflow.yaml"
 BRANCH = "try-it"
 CANCEL_WITHIN = 30.0
 """Seconds that a run gets to end when the demo is interrupted."""
-_DELIVERY = re.compile(r"delivery (\S+)")
 _STARTED = re.compile(r"Hubflow: started, run (\d+)")
 _APPROVE = re.compile(r"^Approve: (\S+)$", re.MULTILINE)
 

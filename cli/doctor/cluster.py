@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from cli.doctor.finding import Finding, failed, ok, warning
-from cli.doctor.meaning import clocks, kubernetes_version
+from cli.doctor.meaning import clocks, kubernetes_version, numbers
 from shared.runtime.kubernetes_api import Api, ApiError
 
 _KNOWS_IMAGE_VOLUMES = {"containerd": (2, 1), "cri-o": (1, 33)}
@@ -89,8 +88,4 @@ def _runtime(node: Mapping[str, Any]) -> str:
 
 def _mounts_images(runtime: str) -> bool:
     name, _, version = runtime.partition("://")
-    return name in _KNOWS_IMAGE_VOLUMES and _numbers(version) >= _KNOWS_IMAGE_VOLUMES[name]
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(each) for each in re.findall(r"\d+", version)[:2])
+    return name in _KNOWS_IMAGE_VOLUMES and numbers(version) >= _KNOWS_IMAGE_VOLUMES[name]

@@ -23,7 +23,7 @@ _CONNECTIONS = 12
 
 def kubernetes_version(version: str) -> Finding:
     """`version` as the API server tells it: v1.34.4."""
-    found = _numbers(version)
+    found = numbers(version)
     if found < KUBERNETES:
         return failed("kubernetes", f"{version} is older than 1.27", "upgrade the cluster")
     if found < SIDECARS:
@@ -59,7 +59,7 @@ def rabbitmq(facts: Mapping[str, Any]) -> list[Finding]:
     """`facts`: error, or version, queues (name -> error or ""), policies (None: not to be seen)."""
     if error := facts.get("error"):
         return [failed("rabbitmq", str(error), "HUBFLOW_AMQP_URL in the Secret hubflow-core")]
-    if _numbers(facts["version"]) < RABBITMQ:
+    if numbers(facts["version"]) < RABBITMQ:
         return [failed("rabbitmq", f"version {facts['version']} is older than 3.10", "upgrade it")]
     return [ok("rabbitmq", f"version {facts['version']}"), _policies(facts.get("policies"))]
 
@@ -117,5 +117,6 @@ def clocks(check: str, times: Mapping[str, float]) -> Finding:
     return ok(check, text)
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def numbers(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version."""
     return tuple(int(each) for each in re.findall(r"\d+", version)[:2])

@@ -1,7 +1,8 @@
-"""The pages of decision links: plain HTML that works without scripts, in any browser, by keyboard and by screen reader."""
+"""The pages of links: plain HTML that works without scripts, in any browser, by keyboard and by screen reader."""
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -72,6 +73,15 @@ def question(about: Mapping[str, Any], action: str, other: str) -> str:
 </form>
 <p><a href="{escape(other)}">{_LABELS["cancel" if action == "approve" else "approve"]} instead</a></p>"""
     return _PAGE.format(title=escape(about["title"]), body=body)
+
+
+def pointer(run: uuid.UUID) -> str:
+    """Where links to a run lead, which anybody may open: how to see it, and nothing about it."""
+    body = f"""<h1>A run of Hubflow</h1>
+<p>Whoever has a token of its tenant sees it with</p>
+<p><code>hubflow run show {run}</code></p>
+<p>or, for programs, at <code>/api/v1/runs/{run}</code>.</p>"""
+    return _PAGE.format(title="A run of Hubflow", body=body)
 
 
 def answer(code: str, text: str) -> str:

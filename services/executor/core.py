@@ -138,7 +138,7 @@ def _mentions(text: str) -> tuple[tuple[str, ...], ...]:
     return tuple(reference.path for reference in references(text)) if "${{" in text else ()
 
 
-def wanted(claim: Claim, stage: Stage, job: Job, component: Component) -> Wanted:
+def wanted(claim: Claim, job: Job, component: Component) -> Wanted:
     """What the job's texts refer to."""
     paths = [path for text in _texts(claim.model, job) for path in _mentions(text)]
     secrets = {path[1] for path in paths if path[0] == "secrets"}

@@ -231,14 +231,14 @@ async def _gather(
     claimed: Claim, stage: Stage, job: Job, place: Place, context: Context
 ) -> tuple[Facts, Component, str, Mapping[str, str] | None]:
     """What the job refers to, what its component says about itself, the component's address, and how to pull it."""
-    wanted = core.wanted(claimed, stage, job, Component())
+    wanted = core.wanted(claimed, job, Component())
     facts = await _facts(claimed, wanted, place, context)
     if not job.component:
         return facts, Component(), "", None
     image = core.image_of(claimed, job, facts, place)
     auth = _registry_auth(image, facts)
     component = await context.components.of(image, auth, needed=not (job.command or job.script))
-    by_label = core.wanted(claimed, stage, job, component)
+    by_label = core.wanted(claimed, job, component)
     if by_label != wanted:
         facts = await _facts(claimed, by_label, place, context)
     return facts, component, image, auth
@@ -284,7 +284,7 @@ def _submitted(each: Submitted) -> JobSubmitted:
 async def _run_builtin(event: JobReady, claimed: Claim, stage: Stage, job: Job, context: Context) -> None:
     """Components that are the engine itself: there is no container."""
     place = _place(claimed, stage, job, context)
-    facts = await _facts(claimed, core.wanted(claimed, stage, job, Component()), place, context)
+    facts = await _facts(claimed, core.wanted(claimed, job, Component()), place, context)
     environment = core.compose(claimed, stage, job, facts, Component(), place).env
     async with context.database.transaction(cause=event) as tx:
         outputs = {}

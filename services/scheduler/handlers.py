@@ -136,7 +136,7 @@ async def _on_locked_runs(events: Sequence[Event], context: Context) -> None:
             if event.run in work.now:
                 _apply(work, event, now)
         await _admit(tx, context, work)
-        await _write(tx, context, work)
+        await _write(tx, work)
     _after_commit(context, work)
 
 
@@ -183,7 +183,7 @@ async def on_time(context: Context) -> int:
             if await _time_may_decide(tx, run, context):
                 work.take(core.tick(run, now, work.evaluate[run.id]))
         await _admit(tx, context, work)
-        await _write(tx, context, work)
+        await _write(tx, work)
     _after_commit(context, work)
     return len(ids)
 
@@ -232,7 +232,7 @@ async def admit_waiting(context: Context, tenants: set[str] | None) -> bool:
         before = dict(work.now)
         await _admit(tx, context, work, ours_first=True)
         admitted = any(_progress(before[id], work.now[id]) for id in before)
-        await _write(tx, context, work)
+        await _write(tx, work)
     _after_commit(context, work)
     return admitted and len(ids) == PASS_LIMIT
 
@@ -256,7 +256,7 @@ async def _work(context: Context, loaded: Mapping[uuid.UUID, store.Loaded], conn
     return _Work(loaded, {id: each.run for id, each in loaded.items()}, evaluate)
 
 
-async def _write(tx: Transaction, context: Context, work: _Work) -> None:
+async def _write(tx: Transaction, work: _Work) -> None:
     if changed := work.changed():
         work.revisions = await saving.save_locked(tx.connection, changed, work.events)
     tx.tell(*work.events)

@@ -66,7 +66,7 @@ async def embedded_postgres(
     with sole_owner(folder, "database"):
         server = await _take_over(folder) or await _start(folder, die_with_parent, durable)
         try:
-            yield _dsn(folder, server.note)
+            yield _dsn(server.note)
         finally:
             # INT: fast shutdown, with a checkpoint, so that the next start has nothing to recover.
             await asyncio.shield(server.end(signal.SIGINT if durable else signal.SIGQUIT, patience=30))
@@ -106,7 +106,7 @@ def _folder(state_dir: Path | str) -> Path:
     return Path(state_dir).absolute() / "postgres"
 
 
-def _dsn(folder: Path, note: dict[str, object]) -> str:
+def _dsn(note: dict[str, object]) -> str:
     return f"postgresql://{USER}@/{DATABASE}?host={quote(str(note['socket_dir']), safe='')}&port={note['port']}"
 
 

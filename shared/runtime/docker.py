@@ -19,6 +19,7 @@ from typing import Any
 
 from shared.errors import PermanentError, TemporaryError
 from shared.runtime import docker_body as body
+from shared.runtime.allowed import Allowed
 from shared.runtime.docker_read import Reader
 from shared.runtime.docker_start import GIVE_WAY, Starter, unstarted
 from shared.runtime.docker_watch import Watch
@@ -39,6 +40,7 @@ class DockerRuntime:
     `installation` separates several Hubflows on one engine. `default_image` is for scripts that name none.
     `takeover_after`: seconds after which a container that was created and not started counts as left behind.
     `key`: 32 bytes that job documents are encrypted with, the same for all who start containers of this installation.
+    `allowed`: what workflows may set in `options`, as the operator says; None: what takes nothing from anybody.
     """
 
     name = "docker"
@@ -53,9 +55,18 @@ class DockerRuntime:
         default_image: str = DEFAULT_IMAGE,
         takeover_after: float = 5.0,
         key: bytes | None = None,
+        allowed: Allowed | None = None,
     ) -> None:
         self._engine = Engine(host, certificates)
-        self._starter = Starter(self._engine, wrapper, installation, default_image, takeover_after, key)
+        self._starter = Starter(
+            self._engine,
+            wrapper,
+            installation,
+            default_image,
+            takeover_after,
+            key,
+            allowed or Allowed.parse("", body.OFFER),
+        )
         self._reader = Reader(self._engine, installation)
         self._installation = installation
         self._stops: set[asyncio.Task[None]] = set()

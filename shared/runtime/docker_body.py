@@ -15,6 +15,7 @@ from typing import Any
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from shared.errors import PermanentError
+from shared.runtime.allowed import Allowed, Offer
 from shared.runtime.protocol import ContainerSpec, ServiceSpec
 from shared.runtime.results import RESULT_LIMIT
 from shared.states import Reason
@@ -57,22 +58,22 @@ LAST_INSTALLED = f"{BIN}/thub"
 STOP_MARK = f"{FOLDER}/stop"
 EMPTY_IMAGE = "hubflow-empty:1"
 """An image without content, made on the engine itself: for containers that only hold a name, and the installer."""
-OPTIONS = {"network": str, "read_only_root": bool, "pull": str, "runtime": str}
-"""`ContainerSpec.options` that this runtime knows."""
+OFFER = Offer(
+    runtime="docker",
+    setting="HUBFLOW_RUNTIME_DOCKER_ALLOW",
+    types={"network": str, "read_only_root": bool, "pull": str, "runtime": str},
+    free={"network": frozenset({"none", "bridge"}), "read_only_root": frozenset(), "pull": frozenset()},
+)
+"""What workflows may ask for: not the engine's machine's network, nor another job's, unless the operator has said so."""
 _DROPPED = ["AUDIT_WRITE", "MKNOD", "NET_RAW", "SETPCAP"]
 _PIDS = 4096
 
 
-def check(spec: ContainerSpec) -> None:
+def check(spec: ContainerSpec, allowed: Allowed) -> None:
     """Raise PermanentError for what can never be."""
     if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,62}", spec.name):
         raise PermanentError(f"{spec.name!r} cannot be a container's name", reason=Reason.BAD_INPUT)
-    for option, value in spec.options.items():
-        if option not in OPTIONS:
-            known = ", ".join(sorted(OPTIONS))
-            raise PermanentError(f"docker does not offer {option!r}, only: {known}", reason=Reason.UNSUPPORTED)
-        if not isinstance(value, OPTIONS[option]):
-            raise PermanentError(f"option {option!r} must be a {OPTIONS[option].__name__}", reason=Reason.BAD_INPUT)
+    allowed.check(spec.options)
 
 
 def with_tag(image: str) -> str:

@@ -24,6 +24,7 @@ from typing import Any
 from shared.errors import ConfigurationError, PermanentError, TemporaryError
 from shared.log import get_logger
 from shared.runtime import docker_body as body
+from shared.runtime.allowed import Allowed
 from shared.runtime.docker_services import Services
 from shared.runtime.engine import Engine, EngineError, json_lines
 from shared.runtime.protocol import ContainerSpec
@@ -65,8 +66,10 @@ class Starter:
         default_image: str,
         takeover_after: float,
         key: bytes | None,
+        allowed: Allowed,
     ) -> None:
         self._engine = engine
+        self._allowed = allowed
         self._wrapper = wrapper
         self._installation = installation
         self._default_image = default_image
@@ -80,7 +83,7 @@ class Starter:
 
     async def start(self, spec: ContainerSpec) -> None:
         """See the protocol. Failures of the pull and of the start itself are observed, not raised."""
-        body.check(spec)
+        body.check(spec, self._allowed)
         image = body.with_tag(spec.image or self._default_image)
         if spec.again and (started := await self._gone_since(spec.name)):
             message = (

@@ -21,11 +21,11 @@ from typing import Any
 from shared.errors import PermanentError, TemporaryError
 from shared.log import get_logger
 from shared.runtime import kubernetes_body as body
+from shared.runtime.allowed import Allowed
 from shared.runtime.kubernetes_access import Access
 from shared.runtime.kubernetes_api import MERGE, Api, ApiError
 from shared.runtime.kubernetes_body import PodDefaults
 from shared.runtime.kubernetes_logs import Logs
-from shared.runtime.kubernetes_options import Allowed
 from shared.runtime.kubernetes_place import Namespaces, Tenancy
 from shared.runtime.kubernetes_read import Pod, hopeless, is_over, observe, overdue, pod_of
 from shared.runtime.kubernetes_watch import IDLE, Pods

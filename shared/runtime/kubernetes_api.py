@@ -32,7 +32,6 @@ LONGEST_PAUSE = 3.0
 TIMEOUT = 30.0
 UNUSED = 60.0
 """Seconds for which a connection stays open that nobody uses: a new one costs both sides a handshake."""
-WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 MERGE = "application/merge-patch+json"
 APPLY = "application/apply-patch+yaml"
 _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from shared.errors import ConfigurationError
+from shared.runtime.allowed import Allowed
 from shared.runtime.kubernetes import KubernetesConfig, KubernetesRuntime
 from shared.runtime.kubernetes_access import Access
 from shared.runtime.kubernetes_body import PodDefaults
-from shared.runtime.kubernetes_options import Allowed, json_list, json_map, pairs, words
+from shared.runtime.kubernetes_options import OFFER, json_list, json_map, pairs, words
 from shared.runtime.kubernetes_place import Tenancy
-from shared.settings import KubernetesSettings
+from shared.settings import KubernetesSettings, require_wrapper_image
 
 
 def open_kubernetes(settings: KubernetesSettings, installation: str, default_image: str) -> KubernetesRuntime:
     """The runtime, not yet asked anything. Raises ConfigurationError."""
-    if not settings.wrapper_image:
-        raise ConfigurationError(
-            "HUBFLOW_KUBERNETES_WRAPPER_IMAGE is not set: the image with the command wrapper, as the cluster can pull it "
-            "(target `wrapper` of the Dockerfile)"
-        )
+    require_wrapper_image(settings)
     return KubernetesRuntime(config_of(settings, installation, default_image))
 
 
@@ -49,7 +45,7 @@ def config_of(settings: KubernetesSettings, installation: str, default_image: st
             egress_except=words(settings.egress_except),
             security="restricted" if settings.restricted else "baseline",
         ),
-        allowed=Allowed.parse(settings.allow),
+        allowed=Allowed.parse(settings.allow, OFFER),
         pull_seconds=settings.pull_seconds,
         create_seconds=settings.create_seconds,
         shared_class=settings.shared_class,

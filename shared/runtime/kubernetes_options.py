@@ -1,90 +1,26 @@
-"""What a workflow may ask of the cluster: the operator's choice, and how it is written in settings. Pure.
-
-`HUBFLOW_KUBERNETES_ALLOW` lists options, each with the values that are allowed, or none for any:
-
-    runtime_class=kata|gvisor, node_selector=pool|zone, tolerations=pool, ephemeral_storage
-
-For `node_selector` and `tolerations` the values are keys. Anything that is not listed is refused by name (T89).
-"""
+"""How what an operator decides about the cluster is written in settings. Pure."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from shared.errors import PermanentError
-from shared.states import Reason
+from shared.runtime.allowed import Offer
 
-TYPES: Mapping[str, type] = {
-    "node_selector": dict,
-    "tolerations": list,
-    "priority_class": str,
-    "runtime_class": str,
-    "ephemeral_storage": str,
-    "read_only_root": bool,
-}
-"""Options that this runtime knows."""
-FREE = frozenset({"read_only_root"})
-"""They take nothing from anybody: always allowed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Allowed:
-    """Option -> values (or keys) that workflows may use; empty: any."""
-
-    values: Mapping[str, frozenset[str]]
-
-    @classmethod
-    def parse(cls, text: str) -> Allowed:
-        """Raises ValueError for an option that does not exist."""
-        values = {}
-        for entry in filter(None, (part.strip() for part in text.split(","))):
-            name, _, given = entry.partition("=")
-            if name.strip() not in TYPES:
-                raise ValueError(f"{name.strip()!r} is no option; there are: {', '.join(sorted(TYPES))}")
-            values[name.strip()] = frozenset(each.strip() for each in given.split("|") if each.strip())
-        return cls(values)
-
-    def check(self, options: Mapping[str, Any]) -> None:
-        """Raises PermanentError(Unsupported, or BadInput) for what a workflow may not ask for."""
-        for option, value in options.items():
-            if option not in TYPES:
-                known = ", ".join(sorted(TYPES))
-                raise PermanentError(f"kubernetes does not offer {option!r}, only: {known}", reason=Reason.UNSUPPORTED)
-            if not isinstance(value, TYPES[option]):
-                raise PermanentError(
-                    f"option {option!r} must be a {_WORDS[TYPES[option]]}, not {value!r}", reason=Reason.BAD_INPUT
-                )
-            if option not in FREE:
-                self._check_values(option, value)
-
-    def _check_values(self, option: str, value: Any) -> None:
-        if option not in self.values:
-            raise PermanentError(
-                f"option {option!r} is not allowed here: the operator lists what is in HUBFLOW_KUBERNETES_ALLOW",
-                reason=Reason.UNSUPPORTED,
-            )
-        allowed = self.values[option]
-        for each in _asked(option, value):
-            if allowed and each not in allowed:
-                raise PermanentError(
-                    f"{option} {each!r} is not allowed here, only: {', '.join(sorted(allowed))}",
-                    reason=Reason.UNSUPPORTED,
-                )
-
-
-_WORDS = {dict: "map", list: "list", str: "text", bool: "true or false"}
-
-
-def _asked(option: str, value: Any) -> list[str]:
-    if option == "node_selector":
-        return [str(key) for key in value]
-    if option == "tolerations":
-        # One without a key tolerates everything; it is allowed only where anything is.
-        return [str(each.get("key", "")) if isinstance(each, dict) else str(each) for each in value]
-    return [str(value)]
+OFFER = Offer(
+    runtime="kubernetes",
+    setting="HUBFLOW_KUBERNETES_ALLOW",
+    types={
+        "node_selector": dict,
+        "tolerations": list,
+        "priority_class": str,
+        "runtime_class": str,
+        "ephemeral_storage": str,
+        "read_only_root": bool,
+    },
+    free={"read_only_root": frozenset()},
+)
+"""What workflows may ask for."""
 
 
 def words(text: str) -> tuple[str, ...]:

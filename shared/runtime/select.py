@@ -8,13 +8,14 @@ from pathlib import Path
 
 from shared.errors import ConfigurationError, HubflowError
 from shared.log import get_logger
+from shared.runtime.allowed import Allowed
 from shared.runtime.docker import DEFAULT_IMAGE, DockerRuntime
+from shared.runtime.docker_body import OFFER as DOCKER_OFFER
 from shared.runtime.process import ProcessRuntime
 from shared.runtime.protocol import Runtime
 from shared.runtime.wrapper import binary_for
 from shared.settings import KubernetesSettings, RuntimeSettings
 
-KINDS = ("auto", "process", "docker", "kubernetes")
 DOCKER_HOST = "unix:///var/run/docker.sock"
 ANSWER_WITHIN = 1.0
 """Seconds that `auto` waits for a container engine."""
@@ -39,6 +40,8 @@ class RuntimeConfig:
     """Folder with ca.pem, cert.pem and key.pem, if the engine wants TLS."""
     docker_key: bytes | None = field(default=None, repr=False)
     """What job documents are encrypted with on a container engine; without it they are copied in, which takes longer."""
+    docker_allowed: Allowed = field(default_factory=lambda: Allowed.parse("", DOCKER_OFFER))
+    """What workflows may ask of a container engine."""
     default_image: str = DEFAULT_IMAGE
     """Image of scripts that name none."""
     allow_host: bool = False
@@ -61,6 +64,7 @@ def config_of(
         docker_host=settings.docker_host,
         docker_certificates=Path(settings.docker_certificates) if settings.docker_certificates else None,
         docker_key=docker_key,
+        docker_allowed=Allowed.parse(settings.docker_allow, DOCKER_OFFER),
         default_image=settings.default_image or DEFAULT_IMAGE,
         allow_host=settings.allow_host,
         search_path=settings.search_path or os.defpath,
@@ -71,10 +75,8 @@ def config_of(
 async def open_runtime(config: RuntimeConfig) -> Runtime:
     """The runtime of this configuration, not yet asked anything (but by `auto`). The caller closes it.
 
-    Raises ConfigurationError for a kind that does not exist or a wrapper that is missing.
+    Raises ConfigurationError for a wrapper that is missing.
     """
-    if config.kind not in KINDS:
-        raise ConfigurationError(f"runtime {config.kind!r} does not exist; choose one of {', '.join(KINDS)}")
     if config.kind == "kubernetes":
         from shared.runtime.kubernetes_config import open_kubernetes  # its client takes a second to load
 
@@ -107,6 +109,7 @@ def _docker(config: RuntimeConfig) -> DockerRuntime:
         certificates=config.docker_certificates,
         default_image=config.default_image,
         key=config.docker_key,
+        allowed=config.docker_allowed,
     )
 
 

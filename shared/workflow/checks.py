@@ -129,6 +129,7 @@ def _check_all(checker: _Checker) -> None:
     _check_workflow_texts(checker)
     _check_conditions(checker)
     _check_unused_inputs(checker)
+    _check_what_does_nothing_yet(checker)
 
 
 def _index(checker: _Checker) -> None:
@@ -524,6 +525,21 @@ def _check_unused_inputs(checker: _Checker) -> None:
             message = f"no job uses the input `{name}`"
             expected = f"${{{{ inputs.{name} }}}} somewhere"
             checker.add(("inputs", name), message, expected=expected, severity="warning", on_key=True)
+
+
+def _check_what_does_nothing_yet(checker: _Checker) -> None:
+    """What is read and kept, and acted upon by a later version only (docs/weaknesses.md)."""
+    triggers = checker.workflow.on
+    for name, given in (("schedule", triggers.schedule), ("image", triggers.image)):
+        if given:
+            message = f"`{name}` starts nothing yet; it is checked and kept"
+            checker.add(("on", name), message, severity="warning", on_key=True)
+    for place in checker.places:
+        for number, artifact in enumerate(place.job.artifacts):
+            if artifact.retention is not None:
+                message = "artifacts are kept for ever yet; `retention` is checked and kept"
+                path = (*place.path, "artifacts", number, "retention")
+                checker.add(path, message, severity="warning", on_key=True)
 
 
 def _all_texts(workflow: Workflow) -> Iterator[str]:

@@ -22,7 +22,6 @@ from tests.chaos.pods import PodEngine
 from tests.servers.dockerd import Dockerd
 
 QUEUE = "customer.chaos"
-_LOST_BROKER = (aio_pika.exceptions.AMQPError, OSError, TimeoutError, RuntimeError, asyncio.CancelledError)
 
 
 @dataclass(slots=True)

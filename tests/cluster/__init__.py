@@ -8,8 +8,9 @@ modules (`programs.py`), once for each version, outside the work tree. The clust
 is forgotten when it goes down. A machine has one cluster at a time, because bridge and addresses are fixed (`machine.py`).
 
 What to know: NetworkPolicies are accepted but not enforced, as no plugin here does; RuntimeClasses are accepted, but
-there is no Kata and no gVisor; Debian's containerd 1.6 has no image volumes. Pods reach servers of this machine at
-`NODE_ADDRESS`.
+there is no Kata and no gVisor; Debian's containerd 1.6 has no image volumes. With HUBFLOW_CLUSTER_CONTAINERD=2.2.9 that
+version is built and used, and the tests bring the wrapper by an image volume (`make test-image-volumes`). Pods reach
+servers of this machine at `NODE_ADDRESS`.
 """
 
 from __future__ import annotations

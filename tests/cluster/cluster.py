@@ -146,7 +146,7 @@ class Cluster:
             await asyncio.sleep(0.1)
 
     def _ctr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = ["ctr", "-a", str(self.socket), "-n", "k8s.io", *arguments]
+        command = [str(programs.containerd().with_name("ctr")), "-a", str(self.socket), "-n", "k8s.io", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     def _end_containers(self) -> None:
@@ -189,7 +189,8 @@ def unavailable() -> str:
 
 def not_built() -> str:
     """Why there are no programs ("" if there are): for the reason of a skip."""
-    if all((programs.folder() / name).exists() for name in ("kubernetes", "kwok", "coredns")):
+    wanted = [*(programs.folder() / name for name in ("kubernetes", "kwok", "coredns")), programs.containerd()]
+    if all(each.exists() for each in wanted):
         return ""
     return "not built yet: `make cluster` does it from Go modules, in 10 minutes"
 

@@ -22,6 +22,8 @@ KWOK = "0.8.0"
 COREDNS = "1.12.4"
 NAMES = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet")
 """What the one binary is called as."""
+CONTAINERD = os.environ.get("HUBFLOW_CLUSTER_CONTAINERD", "")
+"""Version of containerd, 2.1 or later, for a cluster with image volumes; "": Debian's, which has none."""
 _ROOT = Path(__file__).resolve().parents[2]
 _SOURCE = Path(__file__).with_name("kubernetes.go")
 
@@ -31,6 +33,11 @@ def folder() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     source = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:8]
     return cache / "hubflow" / "kubernetes" / f"{KUBERNETES}-kwok-{KWOK}-coredns-{COREDNS}-{source}"
+
+
+def containerd() -> Path:
+    """The container runtime, built or Debian's."""
+    return folder() / f"containerd-{CONTAINERD}" / "containerd" if CONTAINERD else Path("/usr/bin/containerd")
 
 
 def build() -> Path:
@@ -45,6 +52,10 @@ def build() -> Path:
                 with tempfile.TemporaryDirectory(dir=target) as work:
                     # In one step: who finds a program finds a whole one.
                     make(Path(work)).rename(target / name)
+        if not containerd().exists():
+            _say(f"building containerd {CONTAINERD} (minutes)")
+            with tempfile.TemporaryDirectory(dir=target) as work:
+                _containerd(Path(work)).rename(containerd().parent)
         for name in NAMES:
             if not (target / name).exists():
                 (target / name).symlink_to("kubernetes")
@@ -75,6 +86,30 @@ def _kwok(work: Path) -> Path:
 
 def _coredns(work: Path) -> Path:
     return _install(work, f"github.com/coredns/coredns@v{COREDNS}")
+
+
+def _containerd(work: Path) -> Path:
+    """A folder, as containerd looks for its shim beside itself."""
+    module = "github.com/containerd/containerd/v2"
+    (work / "go.mod").write_text(f"module runtime\n\ngo 1.24\n\nrequire {module} v{CONTAINERD}\n")
+    commands = [f"{module}/cmd/{name}" for name in ("containerd", "containerd-shim-runc-v2", "ctr")]
+    tools = "".join(f'import _ "{each}"\n' for each in commands)
+    (work / "tools.go").write_text(f"//go:build tools\n\npackage runtime\n\n{tools}")
+    _go(work, "mod", "tidy")
+    (work / "bin").mkdir()
+    _go(
+        work,
+        "build",
+        "-trimpath",
+        "-tags",
+        "no_btrfs no_devmapper no_zfs",
+        "-ldflags",
+        "-s -w",
+        "-o",
+        "bin/",
+        *commands,
+    )
+    return work / "bin"
 
 
 def _install(work: Path, package: str) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.cluster import NODE, NODE_ADDRESS, REFUSING_REGISTRY, REGISTRY
 from tests.cluster.certificates import SERVICE_ADDRESS
+from tests.cluster.programs import CONTAINERD, containerd
 
 PAUSE_IMAGE = "hubflow.test/pause:1"
 POD_BRIDGE = "hubkube0"
@@ -15,6 +16,8 @@ _PODS = "10.251.0.0/16"
 _SERVICES = f"{SERVICE_ADDRESS.rpartition('.')[0]}.0/24"
 _KWOK_PORT = 10247
 """Where the simulated nodes' kubelet answers; it is asked for logs."""
+_GATES = ["--feature-gates=ImageVolume=true"] if CONTAINERD else []
+"""What Kubernetes has switched on by itself since 1.35."""
 _STAGES = Path(__file__).with_name("stages.yaml")
 
 
@@ -55,6 +58,7 @@ def commands(folder: Path, programs: Path) -> dict[str, list[str]]:
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
             "--allow-privileged=true",
+            *_GATES,
             f"--kubelet-client-certificate={pki / 'to-kubelet.crt'}",
             f"--kubelet-client-key={pki / 'to-kubelet.key'}",
             "--kubelet-preferred-address-types=InternalIP",
@@ -80,7 +84,7 @@ def commands(folder: Path, programs: Path) -> dict[str, list[str]]:
             "--kube-api-qps=500",
             "--kube-api-burst=1000",
         ),
-        "containerd": ["/usr/bin/containerd", f"--config={folder / 'containerd.toml'}"],
+        "containerd": [str(containerd()), f"--config={folder / 'containerd.toml'}"],
         "kubelet": program(
             "kubelet",
             config("kubelet"),
@@ -89,6 +93,7 @@ def commands(folder: Path, programs: Path) -> dict[str, list[str]]:
             f"--cert-dir={folder / 'kubelet-pki'}",
             f"--hostname-override={NODE}",
             f"--node-ip={NODE_ADDRESS}",
+            *_GATES,
         ),
         "kube-proxy": program("kube-proxy", f"--config={folder / 'kube-proxy.json'}"),
         "coredns": program("coredns", f"-conf={folder / 'Corefile'}"),
@@ -143,6 +148,8 @@ def _kubelet(folder: Path) -> dict[str, object]:
         "evictionHard": {"memory.available": "100Mi"},
         "nodeLeaseDurationSeconds": 16,
         "containerLogMaxSize": "20Mi",
+        # Not 10 s: a test waits for it.
+        "containerLogMonitorInterval": "2s",
         "maxPods": 500,
     }
 

@@ -19,16 +19,18 @@ from pathlib import Path
 import pytest
 
 from shared.runtime import docker_body, kubernetes_body, process_folder
+from shared.runtime.allowed import Allowed
 from shared.runtime.docker import DockerRuntime
 from shared.runtime.engine import Engine
 from shared.runtime.kubernetes import KubernetesConfig, KubernetesRuntime
 from shared.runtime.kubernetes_access import Access
 from shared.runtime.kubernetes_api import MERGE, Api, ApiError
 from shared.runtime.kubernetes_body import PodDefaults
-from shared.runtime.kubernetes_options import Allowed
+from shared.runtime.kubernetes_options import OFFER
 from shared.runtime.kubernetes_place import Tenancy
 from shared.runtime.process import ProcessRuntime
 from shared.runtime.protocol import ContainerSpec, Resources, Runtime, container_name
+from tests.cluster.programs import CONTAINERD
 from tests.servers.kubernetes import SHARED_CLASS
 
 ROOT = Path(__file__).parents[2]
@@ -176,9 +178,14 @@ def kubernetes_config(kubeconfig: str, images: str, installation: str, **more) -
     """A runtime with a namespace of its own, named after its installation."""
     return KubernetesConfig(
         access=Access(kubeconfig, **more.pop("access", {})),
-        defaults=PodDefaults(installation, f"{images}/job:1", f"{images}/wrapper:1", **more.pop("defaults", {})),
+        defaults=PodDefaults(
+            installation,
+            f"{images}/job:1",
+            f"{images}/wrapper:1",
+            **{"image_volume": bool(CONTAINERD), **more.pop("defaults", {})},
+        ),
         tenancy=Tenancy(namespace=installation, **more.pop("tenancy", {})),
-        allowed=Allowed.parse(more.pop("allow", "")),
+        allowed=Allowed.parse(more.pop("allow", ""), OFFER),
         shared_class=SHARED_CLASS,
         **more,
     )

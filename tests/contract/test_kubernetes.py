@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import hashlib
 import signal
 from datetime import datetime, timedelta
 
@@ -553,6 +554,35 @@ async def test_a_busy_node_keeps_the_ends_of_logs(both):
     assert all(log.endswith(b"\n19999\n20000\n") for log in logs)
     for name in names:
         await runtime.remove(name)
+
+
+async def test_t57_who_follows_a_log_loses_nothing_when_kubelet_rotates_it(kubernetes_place, both):
+    runtime, watcher = both
+    name = new_name()
+    script = "for part in 1 2 3 4 5 6 7 8 9; do seq ${part}000000 ${part}150000; sleep 1; done"
+    await runtime.start(spec(name, script))
+    whole = hashlib.sha256()
+    size = 0
+    async for chunk in runtime.logs(name, follow=True):
+        whole.update(chunk)
+        size += len(chunk)
+    end = await watcher.until(name, Phase.FINISHED)
+    expected = "".join(f"{number}\n" for part in range(1, 10) for number in range(part * 10**6, part * 10**6 + 150_001))
+    assert (size, end.log_bytes) == (len(expected), len(expected))
+    assert whole.hexdigest() == hashlib.sha256(expected.encode()).hexdigest()
+    # And it was rotated: who comes late gets the newest file only, is told so, and gets nothing twice.
+    late = bytearray()
+
+    async def come_late():
+        async with watched(kubernetes_place) as (other, _):
+            async for chunk in other.logs(name, follow=True):
+                late.extend(chunk)
+
+    with pytest.raises(IncompleteLogError, match="bytes of the log"):
+        await come_late()
+    assert 0 < len(late) < len(expected)
+    assert expected.endswith(late.decode())
+    await runtime.remove(name)
 
 
 async def test_a_log_that_its_node_does_not_end_ends_with_its_container(kubernetes_place, cluster, monkeypatch):

@@ -475,6 +475,14 @@ async def test_a_job_shows_its_inputs_outputs_and_attempts(served: Served, acme:
     assert (await acme.call("GET", f"/api/v1/runs/{run['id']}/jobs/nope")).body["code"] == "job-not-found"
 
 
+async def test_a_link_to_a_run_says_how_to_see_it_and_nothing_about_it(served: Served, acme: Client) -> None:
+    run = await start(acme)
+    page = await acme.as_token("").call("GET", f"/runs/{run['id']}")
+    assert (page.status, page.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert f"hubflow run show {run['id']}" in page.body
+    assert (await acme.as_token("").call("GET", "/runs/%3Cscript%3E")).status == 404
+
+
 # ---------------------------------------------------------------- decisions
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from shared.config import load
 from shared.errors import ConfigurationError, PermanentError
 from shared.runtime import kubernetes_body as body
-from shared.runtime.kubernetes_options import Allowed
+from shared.runtime.allowed import Allowed
+from shared.runtime.kubernetes_options import OFFER
 from shared.runtime.kubernetes_place import Tenancy
 from shared.runtime.kubernetes_read import hopeless, observe, overdue, pod_of
 from shared.runtime.protocol import ContainerSpec, Phase, ServiceSpec
@@ -116,7 +117,7 @@ def test_t89_settings_that_allow_what_does_not_exist_are_refused() -> None:
 
 
 def test_t89_a_toleration_of_everything_is_not_one_of_a_key() -> None:
-    allowed = Allowed.parse("tolerations=pool")
+    allowed = Allowed.parse("tolerations=pool", OFFER)
     allowed.check({"tolerations": [{"key": "pool", "operator": "Exists"}]})
     with pytest.raises(PermanentError, match="tolerations"):
         allowed.check({"tolerations": [{"operator": "Exists"}]})

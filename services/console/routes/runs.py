@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import uuid
 from typing import Any
 
 import msgpack
 from aiohttp import web
 
-from services.console import core
+from services.console import core, pages
 from services.console.context import Context
 from services.console.live import FALLBACK_SECONDS
 from services.console.models import (
@@ -29,7 +30,7 @@ from services.console.store import audit
 from services.console.store import runs as store
 from services.console.store.runs import RunRef
 from shared import http
-from shared.api import Call, Endpoint, Listing, listing
+from shared.api import PUBLIC, Call, Endpoint, Listing, listing
 from shared.db.database import Transaction
 from shared.errors import UserError
 from shared.events import RunCancelRequested
@@ -239,6 +240,15 @@ def _attempt(row: Any, hidden: tuple[bytes, ...]) -> dict[str, Any]:
     }
 
 
+async def open_run(call: Call, context: Context) -> web.Response:
+    """Where `run.url` leads people: there are no pages about runs yet."""
+    try:
+        run = uuid.UUID(call.path("id"))
+    except ValueError:
+        raise UserError("the address of a run ends with its id", code="run-not-found", status=404) from None
+    return web.Response(text=pages.pointer(run), content_type="text/html", headers=pages.HEADERS)
+
+
 API = "/api/v1/runs"
 ENDPOINTS = (
     Endpoint("GET", API, list_runs, "List runs, newest first", query=RunList, answer=Listing[RunSummary]),
@@ -248,4 +258,5 @@ ENDPOINTS = (
              answer=StartedRun, status=201),
     Endpoint("GET", f"{API}/{{run}}/events", list_events, "Events of a run", query=EventQuery, answer=Events),
     Endpoint("GET", f"{API}/{{run}}/jobs/{{job}}", get_job, "Show a job with its attempts", answer=JobView),
+    Endpoint("GET", "/runs/{id}", open_run, "Where links to a run lead", PUBLIC, answer=str, media="text/html"),
 )  # fmt: skip

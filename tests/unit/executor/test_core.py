@@ -58,8 +58,8 @@ def test_services_are_rendered_and_have_their_own_variables_only() -> None:
     )
     source = "name: w\ninputs: {V: '16'}\nenv: {G: g}\nstages:\n- {name: f, jobs: {b: {script: x}}}\n"
     claim = claim_of(source + f"- {{name: s, jobs: {{a: {{script: x, services: {services}}}}}}}", inputs={"V": "16"})
-    stage, job = next((stage, job) for stage, job in claim.model.jobs() if job.name == "a")
-    need = wanted(claim, stage, job, Component())
+    _stage, job = next((stage, job) for stage, job in claim.model.jobs() if job.name == "a")
+    need = wanted(claim, job, Component())
     assert (need.secrets, need.jobs) == ({"PW", "DOCKER_AUTH_CONFIG"}, {"b"})
     facts = Facts(secrets={"PW": "s3cret"}, jobs={"b": {"state": "succeeded", "outputs": {"X": "a b"}}})
     db, seed = composed(claim, facts).services
@@ -159,9 +159,9 @@ def test_what_an_image_says_is_the_default_and_is_never_expanded() -> None:
 
 def test_flags_of_the_label_count_and_bring_the_hub_credentials() -> None:
     claim = claim_of(one("{component: maven}"))
-    stage, job = next(iter(claim.model.jobs()))
+    _stage, job = next(iter(claim.model.jobs()))
     component = Component(defaults={"_WORKFLOW_FLAG_HUB_TOKEN": "true"})
-    assert {"HUB_USER", "HUB_TOKEN"} <= wanted(claim, stage, job, component).secrets
+    assert {"HUB_USER", "HUB_TOKEN"} <= wanted(claim, job, component).secrets
     env = composed(claim, Facts(secrets={"HUB_USER": "u", "HUB_TOKEN": "t"}), component).env
     names = ("HUB_USER", "HUB_TOKEN", "_WORKFLOW_HUB_USER", "_WORKFLOW_HUB_TOKEN")
     assert [env[name] for name in names] == ["u", "t", "u", "t"]
@@ -170,15 +170,15 @@ def test_flags_of_the_label_count_and_bring_the_hub_credentials() -> None:
 
 def test_a_plain_job_needs_no_further_question() -> None:
     claim = claim_of(one('{script: "true", env: {X: "${{ run.id }}"}}'))
-    stage, job = next(iter(claim.model.jobs()))
-    assert not wanted(claim, stage, job, Component())
+    _stage, job = next(iter(claim.model.jobs()))
+    assert not wanted(claim, job, Component())
 
 
 def test_task_detail_has_tencenthubs_shape_and_no_secret() -> None:
     source = one('{script: "true", inputs: {_WORKFLOW_FLAG_TASK_DETAIL: true, P: "${{ secrets.S }}"}}')
     claim = claim_of(source, trigger={"type": "push", "git": {"branch": "m", "clone_url": "https://u:pw@h/x"}})
-    stage, job = next(iter(claim.model.jobs()))
-    assert wanted(claim, stage, job, Component()).detail
+    _stage, job = next(iter(claim.model.jobs()))
+    assert wanted(claim, job, Component()).detail
     detail = task_detail(
         claim, PLACE, [{"name": "a", "state": "succeeded", "finished_at": 1, "outputs": {"X": "1"}}], []
     )
