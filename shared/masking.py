@@ -10,14 +10,18 @@ from __future__ import annotations
 import base64
 import json
 import urllib.parse
+from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 MASK = b"***"
 SHORTEST = 4
 SHORTEST_LINE = 6
 SHORTEST_BASE64 = 8
+FEW = 64
+"""Places in a text that are compared one by one with a pattern."""
 LONGEST_HOLD = 4096
 """Bytes held back at most beyond twice the longest secret, when matches overlap one another without end."""
 
@@ -81,7 +85,7 @@ class Masker:
     """
 
     def __init__(self, patterns: tuple[bytes, ...]) -> None:
-        self._patterns = [(pattern, _period(pattern)) for pattern in patterns]
+        self._patterns = patterns
         self._longest_hold = LONGEST_HOLD + 2 * max(map(len, patterns), default=0)
         self._held = b""
 
@@ -103,10 +107,13 @@ class Masker:
     def _spans(self, window: bytes) -> list[tuple[int, int]]:
         """Where patterns stand, overlapping ones joined, in order."""
         found: list[tuple[int, int]] = []
-        for pattern, period in self._patterns:
+        for pattern in self._patterns:
             at = window.find(pattern)
             while at >= 0:
-                found.append((at, at + len(pattern)))
+                begin, period = at, _period(pattern)
+                while period < len(pattern) and window.startswith(pattern, at + period):  # it overlaps itself
+                    at += period
+                found.append((begin, at + len(pattern)))
                 at = window.find(pattern, at + period)
         found.sort()
         joined: list[tuple[int, int]] = []
@@ -119,27 +126,53 @@ class Masker:
 
     def _safe_end(self, window: bytes, spans: list[tuple[int, int]]) -> int:
         """The end of what no further byte can change."""
-        end = min((self._beginning(window, pattern) for pattern, _ in self._patterns), default=len(window))
+        end = min((_beginning(window, pattern) for pattern in self._patterns), default=len(window))
         for start, stop in spans:
             if start < end < stop:
                 # What is held back overlaps a match and may make it longer; only a hostile stream does so for long.
                 return start if len(window) - start <= self._longest_hold else stop
         return end
 
-    @staticmethod
-    def _beginning(window: bytes, pattern: bytes) -> int:
-        """Where the longest end of `window` stands that is a beginning of `pattern`, but not all of it."""
-        at = window.find(pattern[:1], max(0, len(window) - len(pattern) + 1))
-        while at >= 0:
-            if pattern.startswith(window[at:]):
-                return at
-            at = window.find(pattern[:1], at + 1)
-        return len(window)
+
+def _beginning(window: bytes, pattern: bytes) -> int:
+    """Where the longest end of `window` stands that is a beginning of `pattern`, but not all of it."""
+    at = start = max(0, len(window) - len(pattern) + 1)
+    if window.count(pattern[:1], start) > FEW:
+        return len(window) - _common(window[start:], pattern)
+    at = window.find(pattern[:1], start)
+    while at >= 0:
+        if pattern.startswith(window[at:]):
+            return at
+        at = window.find(pattern[:1], at + 1)
+    return len(window)
+
+
+def _common(text: bytes, pattern: bytes) -> int:
+    """Length of the longest end of `text`, which is shorter than `pattern`, that is a beginning of it."""
+    border, length = _borders(pattern), 0
+    for byte in text:
+        while length and byte != pattern[length]:
+            length = border[length - 1]
+        length += byte == pattern[length]
+    return length
 
 
 def _period(pattern: bytes) -> int:
     """The least distance at which the pattern can follow itself, overlapping: its length if it cannot overlap."""
-    return next(shift for shift in range(1, len(pattern) + 1) if pattern.startswith(pattern[shift:]))
+    return len(pattern) - _borders(pattern)[-1]
+
+
+@lru_cache(maxsize=256)
+def _borders(pattern: bytes) -> array[int]:
+    """The prefix function of Knuth, Morris and Pratt: linear, where comparing all ends with all beginnings is not."""
+    border = array("I", bytes(4 * len(pattern)))
+    length = 0
+    for at in range(1, len(pattern)):
+        while length and pattern[at] != pattern[length]:
+            length = border[length - 1]
+        length += pattern[at] == pattern[length]
+        border[at] = length
+    return border
 
 
 def _replace(window: bytes, spans: list[tuple[int, int]], end: int) -> bytes:
@@ -157,14 +190,17 @@ def _replace(window: bytes, spans: list[tuple[int, int]], end: int) -> bytes:
 
 def masked(value: Any, patterns: tuple[bytes, ...]) -> Any:
     """A JSON value with every pattern in its texts, and in the names of its fields, replaced by ***."""
+    return _masked(value, Masker(patterns)) if patterns else value
+
+
+def _masked(value: Any, masker: Masker) -> Any:
     if isinstance(value, str):
-        masker = Masker(patterns)
         raw = value.encode("utf-8", "surrogatepass")
         return (masker.feed(raw).kept + masker.finish().kept).decode("utf-8", "surrogatepass")
     if isinstance(value, Mapping):
-        return {masked(name, patterns): masked(each, patterns) for name, each in value.items()}
+        return {_masked(name, masker): _masked(each, masker) for name, each in value.items()}
     if isinstance(value, list):
-        return [masked(each, patterns) for each in value]
+        return [_masked(each, masker) for each in value]
     return value
 
 

@@ -15,7 +15,8 @@ from shared.vault import Vault
 
 TENANTS_KEPT = 256
 SECRETS_OF_RUN = """
-    (SELECT count(*) || ' ' || coalesce(max(updated_at)::text, '') FROM secrets WHERE tenant = r.tenant) AS fingerprint,
+    (SELECT coalesce(string_agg(s.name || ' ' || s.xmin::text, ',' ORDER BY s.name), '') FROM secrets s
+     WHERE s.tenant = r.tenant) AS fingerprint,
     (SELECT coalesce(jsonb_agg(r.inputs ->> e.key), '[]') FROM jsonb_each(v.document -> 'inputs') e
      WHERE e.value -> 'secret' = 'true') AS inputs,
     r.trigger -> 'git' ->> 'clone_url' AS clone_url
@@ -33,7 +34,8 @@ class RunSecrets:
     """What must not be seen of one run, but for the tenant's own secrets."""
 
     fingerprint: str
-    """Changes whenever the tenant's secrets do."""
+    """Changes whenever the tenant's secrets do: their names, and who has written them last (PostgreSQL's `xmin`; of two that
+    write at once the later one may have the earlier time)."""
     inputs: list[str]
     clone_url: str
 

@@ -8,6 +8,7 @@ event again, and the scheduler reminds with another job.ready where one was lost
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -286,14 +287,20 @@ async def _run_builtin(event: JobReady, claimed: Claim, stage: Stage, job: Job, 
     place = _place(claimed, stage, job, context)
     facts = await _facts(claimed, core.wanted(claimed, job, Component()), place, context)
     environment = core.compose(claimed, stage, job, facts, Component(), place).env
-    async with context.database.transaction(cause=event) as tx:
-        outputs = {}
-        if job.builtin == BUILTIN_RUN_FLOW:
-            outputs = await start_other_workflow(tx, claimed, environment)
-        outcome = Outcome(
-            container=claimed.container, state=JobState.SUCCEEDED, exit_code=0, started=True, outputs=outputs
-        )
-        await record_outcomes(tx, [outcome])
+    with contextlib.suppress(_OverBeforeError):
+        async with context.database.transaction(cause=event) as tx:
+            outputs = {}
+            if job.builtin == BUILTIN_RUN_FLOW:
+                outputs = await start_other_workflow(tx, claimed, environment)
+            outcome = Outcome(
+                container=claimed.container, state=JobState.SUCCEEDED, exit_code=0, started=True, outputs=outputs
+            )
+            if not await record_outcomes(tx, [outcome]):
+                raise _OverBeforeError  # cancelled meanwhile: the other run is not started, either
+
+
+class _OverBeforeError(Exception):
+    """Somebody has told the end of this attempt already; nothing of the transaction may stay."""
 
 
 # ---------------------------------------------------------------- what never runs

@@ -19,11 +19,15 @@ MODELS = 64
 """How many parsed workflows a process remembers."""
 
 _CLAIM = """
-WITH claimed AS (
-    UPDATE attempts SET claimed_at = coalesce(claimed_at, now())
+WITH free AS (
+    SELECT container, claimed_at IS NOT NULL AS again FROM attempts
     WHERE container = ANY ($1::text[]) AND stop_requested_at IS NULL AND submitted_at IS NULL
         AND NOT EXISTS (SELECT 1 FROM attempt_outcomes o WHERE o.container = attempts.container AND o.finished_at IS NOT NULL)
-    RETURNING container, run, job, attempt, claimed_at < now() AS again
+    ORDER BY container FOR UPDATE
+), claimed AS (
+    -- Each claim counts anew: a start may take that long from the last of them, which comes before any stop.
+    UPDATE attempts a SET claimed_at = now() FROM free f WHERE a.container = f.container
+    RETURNING a.container, a.run, a.job, a.attempt, f.again
 )
 SELECT c.container, c.run, c.job, c.attempt, c.again, j.stage, r.tenant, r.number, r.workflow, r.version, r.trigger, r.inputs,
     concat_ws('/', v.tenant, v.workflow, v.version, v.digest) AS key,
@@ -111,7 +115,7 @@ class Standing:
     claimed: bool
     submitted: bool
     overdue: bool
-    """Claimed longer ago than any start can take."""
+    """Claimed, the last time, longer ago than any start can take."""
     finished: bool
     seen: bool
     """The status watcher has seen its container."""

@@ -7,6 +7,7 @@ from functools import partial
 
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.handlers import BATCH, CONSUMER, Context, on_message, run_admission, run_timers
+from services.scheduler.unheard import run_send_again
 from shared.bus.protocol import Consumer
 from shared.bus.topology import TOPICS
 from shared.service import Host, Parts, Service, opened
@@ -18,7 +19,11 @@ def _open(host: Host, settings: SchedulerSettings) -> AbstractAsyncContextManage
         Parts(
             # twice a batch: while one transaction is in progress the next batch gathers
             consumers=[Consumer(CONSUMER, TOPICS[CONSUMER], on_message(context), concurrency=4 * BATCH)],
-            tasks={"timers": partial(run_timers, context), "admission": partial(run_admission, context)},
+            tasks={
+                "timers": partial(run_timers, context),
+                "admission": partial(run_admission, context),
+                "unheard events": partial(run_send_again, host.database),
+            },
         )
     )
 

@@ -41,6 +41,8 @@ SILENCE = 6 * 3600.0
 """Seconds without output after which a followed log is asked for anew (T57)."""
 LOOKED_EVERY = 30.0
 """Seconds after which a pod is looked at again of which the watch brings nothing."""
+REMEMBERED = 1024
+"""Bytes by which the place in a log is found again that was left in a file which was rotated away."""
 _STARTED = ("running", "terminated")
 _NODE_SAYS = re.compile(
     rb"unable to retrieve container logs for [a-z-]+://[0-9a-f]+|failed to try resolving symlinks in path \"[^\"\n]+\": [^\n]+"
@@ -62,6 +64,10 @@ class NotKeptError(TemporaryError):
 
 class _NoLogError(Exception):
     """There is nothing to be read, or not yet."""
+
+
+class _LeftBehindError(Exception):
+    """The newest file of the log is not the one that was read before."""
 
 
 class _Patience:
@@ -91,6 +97,8 @@ class _Reading:
     """How far one log has been read."""
 
     offset: int
+    skip: int
+    """How much of the newest file was read: all that was, until a node rotates it."""
     refusal: str = ""
     """Why the node has not given all the last time."""
     wait: float = END_TOLD_WITHIN
@@ -99,6 +107,16 @@ class _Reading:
     """When an ended container's log was refused for the first time."""
     short: int = 0
     """How often it lacked bytes."""
+    left_behind: bool = False
+    """The newest file is another one, and where to go on in it is not known yet."""
+    last: bytes = b""
+    """The last bytes read; empty before this reader has read any: where another one has stopped is not verified."""
+
+    def take(self, chunk: bytes) -> None:
+        """It was read."""
+        self.offset += len(chunk)
+        self.skip += len(chunk)
+        self.last = (chunk if len(chunk) >= REMEMBERED else self.last + chunk)[-REMEMBERED:]
 
     def was_the_last_time(self) -> bool:
         """Called after each time. A node that refuses may be coming back; one that sends less has no more (a rotated log)."""
@@ -124,7 +142,7 @@ class Logs:
         pod = await self._look(name)
         if pod is None:
             raise KeyError(name)
-        reading = _Reading(offset)
+        reading = _Reading(offset, offset)
         while pod is not None and not pod.vanishing and not reading.given_up:
             ended = self._ended(pod)  # asked before reading: who has ended has written all
             if _has_started(pod):
@@ -138,15 +156,17 @@ class Logs:
 
     async def _once(self, pod: Pod, reading: _Reading, *, ended: bool, follow: bool) -> AsyncGenerator[bytes, None]:
         reading.refusal = ""
-        if follow and not ended:
-            chunks = self._followed(pod, reading.offset)
-        else:
-            chunks = self._stream(pod, reading.offset, follow=False)
         try:
+            if reading.left_behind:
+                await self._find_again(pod, reading)
+            to_its_end = follow and not ended
+            chunks = self._followed(pod, reading) if to_its_end else self._news(pod, reading, follow=False)
             async with contextlib.aclosing(chunks):
                 async for chunk in chunks:
-                    reading.offset += len(chunk)
+                    reading.take(chunk)
                     yield chunk
+        except _LeftBehindError:
+            reading.left_behind = True
         except _NoLogError as error:
             reading.refusal = str(error)
         except NotKeptError as error:
@@ -172,6 +192,25 @@ class Logs:
             raise IncompleteLogError(f"{missing} bytes of the log of {pod.name} cannot be had")
         return None
 
+    async def _find_again(self, pod: Pod, reading: _Reading) -> None:
+        """Find the last bytes read in the newest file, which is another one by now; if they are not there, all of it is news.
+
+        Who follows slower than a job prints is left behind in a file that was rotated away. What was printed between is lost,
+        but the end of a log, which people look for, is not.
+        """
+        place = at = 0
+        held = b""
+        async with contextlib.aclosing(self._bytes(pod, follow=False)) as chunks:
+            async for chunk in chunks:
+                window = held + chunk
+                # The last of several: rather a gap than something twice.
+                if (found := window.rfind(reading.last)) >= 0:
+                    place = at - len(held) + found + len(reading.last)
+                at += len(chunk)
+                held = window[len(window) - len(reading.last) + 1 :] if len(window) >= len(reading.last) else window
+        _log.warning("log was rotated, some of it may be missing", pod=pod.name, read=reading.offset, go_on_at=place)
+        reading.skip, reading.left_behind = place, False
+
     async def _while_it_runs(self, pod: Pod, reading: _Reading) -> Pod | None:
         """The pod, to be read again, or None if that is not needed."""
         if not _has_started(pod):
@@ -183,7 +222,7 @@ class Logs:
             return now
         return now if reading.refusal or self._missing(now, reading) > 0 else None
 
-    async def _followed(self, pod: Pod, offset: int) -> AsyncGenerator[bytes, None]:
+    async def _followed(self, pod: Pod, reading: _Reading) -> AsyncGenerator[bytes, None]:
         """The log as it is written. Raises _NoLogError if it is to be asked for again, without following.
 
         A node may go on with the answer though the container has ended long ago: that is not waited for.
@@ -195,7 +234,7 @@ class Logs:
         waiting = asyncio.create_task(self._end_of(pod), name=f"end of {pod.name}")
         waiting.add_done_callback(lambda _: patience.run_out_in(SILENT_AFTER_END))
         try:
-            async with contextlib.aclosing(self._stream(pod, offset, follow=True)) as chunks:
+            async with contextlib.aclosing(self._news(pod, reading, follow=True)) as chunks:
                 while (chunk := await patience.within(anext(chunks, None))) is not None:
                     yield chunk
         except TimeoutError:
@@ -248,7 +287,24 @@ class Logs:
         await self._pods.changed(name, "", UNKNOWN)
         return (self._pods.get(name) if self._pods.live else None) or await self._find(name)
 
-    async def _stream(self, pod: Pod, offset: int, *, follow: bool) -> AsyncGenerator[bytes, None]:
+    async def _news(self, pod: Pod, reading: _Reading, *, follow: bool) -> AsyncGenerator[bytes, None]:
+        """The log behind what was read of its newest file. Raises _LeftBehindError if this is not the file it was read from."""
+        skip, before = reading.skip, b""
+        async with contextlib.aclosing(self._bytes(pod, follow=follow)) as chunks:
+            async for chunk in chunks:
+                if skip:
+                    skipped, chunk = chunk[:skip], chunk[skip:]
+                    skip -= len(skipped)
+                    before = (before + skipped)[-len(reading.last) :] if reading.last else b""
+                    if not skip and before != reading.last:
+                        raise _LeftBehindError
+                if chunk:
+                    yield chunk
+        if skip and reading.last and not follow:
+            raise _LeftBehindError
+
+    async def _bytes(self, pod: Pod, *, follow: bool) -> AsyncGenerator[bytes, None]:
+        """The newest file of the log from its beginning. Raises _NoLogError if it is to be asked for again."""
         path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}/log"
         query = {"container": body.JOB, "follow": "true" if follow else "false"}
         try:
@@ -257,9 +313,7 @@ class Logs:
             ) as response:
                 words = _words_of_the_job(response.content.iter_any(), pod.name)
                 async for chunk in _followed_words(words, pod.name) if follow else words:
-                    if offset < len(chunk):
-                        yield chunk[offset:]
-                    offset = max(0, offset - len(chunk))
+                    yield chunk
         except ApiError as error:
             if error.status in {400, 404}:
                 raise _NoLogError(f"{error.status} {error}") from error

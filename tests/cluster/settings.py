@@ -149,7 +149,7 @@ def _kubelet(folder: Path) -> dict[str, object]:
         "nodeLeaseDurationSeconds": 16,
         "containerLogMaxSize": "20Mi",
         # Not 10 s: a test waits for it.
-        "containerLogMonitorInterval": "2s",
+        "containerLogMonitorInterval": "3s",
         "maxPods": 500,
     }
 

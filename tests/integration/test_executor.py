@@ -8,9 +8,11 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from services.executor import handlers
 from services.executor.components import Components
 from services.executor.config import ExecutorSettings
 from services.executor.handlers import Context, on_job_ready, on_job_stop_requested, on_run_finished
@@ -24,6 +26,7 @@ from shared.batching import Batcher
 from shared.embedded import S3Address
 from shared.errors import TemporaryError
 from shared.events import JobFinished, JobReady, JobSubmitted, RunCreated, RunFinished
+from shared.outcomes import Outcome, record_outcomes
 from shared.runtime.protocol import ContainerSpec
 from tests.integration.jobs import ROOT, TENANT, House, container_of, opened_house, tasks_of, until
 
@@ -155,8 +158,12 @@ async def test_t31_what_runs_is_stopped(house: House) -> None:
     assert outcome["state"] == "cancelled"
 
 
-async def test_t31_a_stop_that_comes_between_claim_and_start_is_not_forgotten(house: House) -> None:
+@pytest.mark.parametrize("tried_before", [0, 60])
+async def test_t31_a_stop_that_comes_between_claim_and_start_is_not_forgotten(house: House, tried_before: int) -> None:
+    """A start that is tried again counts from its last claim: else a stop would tell that nothing had run, and then it ran."""
     ready = await house.ready(await house.run(SIMPLE.replace("echo", "sleep 60; echo", 1)), "hello")
+    if tried_before:
+        await house.database.execute("UPDATE attempts SET claimed_at = now() - make_interval(secs => $1)", tried_before)
     context = executor_of(house)
     runtime = house.host.runtime
 
@@ -358,6 +365,25 @@ async def test_run_flow_starts_another_workflow_once(house: House) -> None:
     )
     assert [str(row["id"]) for row in runs] == [outcome["outputs"]["RUN"]]
     assert len(await house.told(runs[0]["id"], RunCreated)) == 1
+
+
+async def test_run_flow_that_was_cancelled_meanwhile_starts_nothing(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await house.run(SIMPLE)
+    job = "{component: hub/tencenthub/run_flow, inputs: {FLOW_ID: acme/x/simple}}"
+    ready = await house.ready(await house.run(f"name: caller\nstages: [{{name: s, jobs: {{a: {job}}}}}]\n"), "a")
+    start = handlers.start_other_workflow
+
+    async def beaten(*arguments: Any) -> dict[str, str]:
+        async with house.database.transaction() as tx:
+            await record_outcomes(tx, [Outcome(container=container_of(ready), state="cancelled", started=False)])
+        return await start(*arguments)
+
+    monkeypatch.setattr(handlers, "start_other_workflow", beaten)
+    await on_job_ready(ready, executor_of(house))
+    assert (await house.outcome(ready))["state"] == "cancelled"
+    assert await house.database.fetchval("SELECT count(*) FROM runs WHERE trigger ->> 'type' = 'run_flow'") == 0
 
 
 async def test_t24_executor_killed_between_start_and_telling(house: House) -> None:

@@ -218,6 +218,7 @@ async def get_job(call: Call, context: Context) -> web.Response:
     return http.reply(
         {
             **core.job_brief(row, described["stage"], name),
+            "message": masked((row["message"] if row is not None else "") or "", hidden),
             "inputs": document.get("inputs") or {},
             "component": document.get("component") or "",
             "outputs": next((each["outputs"] for each in reversed(attempts) if each["state"]), {}),
