@@ -91,10 +91,10 @@ def _coredns(work: Path) -> Path:
 def _containerd(work: Path) -> Path:
     """A folder, as containerd looks for its shim beside itself."""
     module = "github.com/containerd/containerd/v2"
-    (work / "go.mod").write_text(f"module runtime\n\ngo 1.24\n\nrequire {module} v{CONTAINERD}\n")
+    (work / "go.mod").write_text(f"module node\n\ngo 1.24\n\nrequire {module} v{CONTAINERD}\n")
     commands = [f"{module}/cmd/{name}" for name in ("containerd", "containerd-shim-runc-v2", "ctr")]
     tools = "".join(f'import _ "{each}"\n' for each in commands)
-    (work / "tools.go").write_text(f"//go:build tools\n\npackage runtime\n\n{tools}")
+    (work / "tools.go").write_text(f"//go:build tools\n\npackage node\n\n{tools}")
     _go(work, "mod", "tidy")
     (work / "bin").mkdir()
     _go(

@@ -22,6 +22,7 @@ from shared.runtime.protocol import IncompleteLogError, Phase, Resources
 from tests.cluster import NODE, NODE_ADDRESS, REFUSING_REGISTRY, REGISTRY
 from tests.cluster.images import job_images
 from tests.cluster.nodes import TOLERATION, node
+from tests.cluster.programs import CONTAINERD
 from tests.contract.runtime_places import Watcher, kubernetes_config, new_name, read, spec
 from tests.servers.between import opened_between
 from tests.servers.registry import started_registry
@@ -185,8 +186,25 @@ async def test_t12_the_clusters_own_deadline_is_the_jobs_timeout(kubernetes_plac
     assert "DeadlineExceeded" in end.message
 
 
+async def test_t13_where_images_can_be_mounted_nothing_brings_the_wrapper(kubernetes_place, both):
+    if not CONTAINERD:
+        pytest.skip("this cluster's containerd mounts no images (`make test-image-volumes` has one that does)")
+    runtime, watcher = both
+    name = new_name()
+    script = 'echo "[JOB_OUT] A = 1"; ls /.hubflow/bin; /.workflow/bin/thub --help >/dev/null && echo both'
+    await runtime.start(spec(name, script, declared_outputs=["A"]))
+    assert (await watcher.until(name, Phase.FINISHED)).result["outputs"] == {"A": "1"}
+    assert await read(runtime, name) == b"[JOB_OUT] A = 1\nhubflow-wrapper\nthub\nboth\n"
+    pod = await kubernetes_place.cluster("GET", kubernetes_place.pod_path(name))
+    assert "initContainers" not in pod["spec"]
+    assert [volume["image"]["reference"] for volume in pod["spec"]["volumes"] if "image" in volume] == [
+        f"{kubernetes_place.wrapper}/wrapper:1"
+    ]
+    await runtime.remove(name)
+
+
 async def test_t13_a_wrapper_that_cannot_be_brought_is_its_own_reason(kubernetes_place):
-    async with watched(kubernetes_place) as (runtime, watcher):
+    async with watched(kubernetes_place, defaults={"image_volume": False}) as (runtime, watcher):
         broken = dataclasses.replace(runtime._config.defaults, wrapper_image=runtime._config.defaults.default_image)
         runtime._config = dataclasses.replace(runtime._config, defaults=broken)
         name = new_name()
