@@ -6,7 +6,7 @@ What is in use is counted from the state of the jobs and never stored: it cannot
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shared.states import Reason
@@ -55,6 +55,21 @@ class Held:
 
     reason: Reason
     message: str
+
+
+@dataclass(slots=True)
+class Full:
+    """What has been found to have no room: whoever waits for it need not be looked at."""
+
+    runs: set[str] = field(default_factory=set)
+    """Tenants, by their quota of runs."""
+    jobs: set[str] = field(default_factory=set)
+    """Tenants, by their quota of jobs, cpu or memory."""
+    groups: set[tuple[str, str]] = field(default_factory=set)
+    """Concurrency groups: (tenant, group)."""
+
+    def __len__(self) -> int:
+        return len(self.runs) + len(self.jobs) + len(self.groups)
 
 
 def admit_run(quota: Quota, usage: Usage) -> Held | None:

@@ -120,7 +120,8 @@ def _on_submitted(draft: Draft, event: JobSubmitted) -> None:
 def _on_running(draft: Draft, event: JobRunning) -> None:
     job = draft.current(event)
     if job and job.state in {JobState.READY, JobState.SUBMITTED}:
-        draft.set_job(event.job, state=JobState.RUNNING, started_at=event.started_at or draft.now)
+        # Not `event.started_at`: that is by the node's clock, and the job's time limit is measured from here by ours.
+        draft.set_job(event.job, state=JobState.RUNNING, started_at=draft.now)
         draft.begin_run()
         draft.stop_again(event.job)
 

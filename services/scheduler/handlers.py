@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from services.scheduler import core, saving, store
-from services.scheduler.admission import Held, Quota, Request, Usage, admit_jobs, admit_run
+from services.scheduler.admission import Full, Held, Quota, Request, Usage, admit_jobs, admit_run
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.model import Decision, Run
 from shared.batching import Batcher
@@ -22,6 +22,7 @@ from shared.events import Event, RunCancelRequested, TenantQuotaChanged, decode
 from shared.log import get_logger
 from shared.states import JobState, Reason, StageState
 from shared.workflow.conditions import evaluate_condition, typed_inputs
+from shared.workflow.plan import ConcurrencyPlan
 
 CONSUMER = "scheduler"
 BATCH = 64
@@ -56,6 +57,9 @@ class _Work:
     events: list[Event] = field(default_factory=list)
     revisions: Mapping[uuid.UUID, str] = field(default_factory=dict)
     """Of the runs that were written."""
+    full: Full = field(default_factory=Full)
+    groups: dict[tuple[str, str], list[Any]] = field(default_factory=dict)
+    """(tenant, concurrency group) -> its members as read under the tenant's lock."""
 
     def take(self, step: core.Step, cause: Event | None = None) -> None:
         self.now[step.run.id] = step.run
@@ -211,30 +215,48 @@ async def run_admission(context: Context) -> None:
         tenants = set(context.released)
         context.released.clear()
         try:
-            while await admit_waiting(context, None if everywhere or context.settings.max_jobs else tenants):
-                pass
+            await admit_waiting(context, None if everywhere or context.settings.max_jobs else tenants)
         except TemporaryError as error:
             context.released.update(tenants)
             _log.warning("admission late", error=str(error))
 
 
-async def admit_waiting(context: Context, tenants: set[str] | None) -> bool:
-    """One look at what waits. Whether something was let in, so that it is worth while to look again."""
+async def admit_waiting(context: Context, tenants: set[str] | None) -> None:
+    """Let in what may begin of all that waits, a page at a time.
+
+    Who is held keeps nobody behind him from being looked at: the next page leaves out who waits for the same. So the work of
+    one pass is bounded by what is let in and by how many quotas and groups are full, not by how many runs wait for them.
+    """
+    full = Full()
+    while await _admit_page(context, tenants, full):
+        pass
+
+
+async def _admit_page(context: Context, tenants: set[str] | None, full: Full) -> bool:
+    """One look at what waits for other things than what is `full`, which is added to. Whether another look is worth while."""
     async with context.database.connection() as connection:
         if context.settings.max_jobs and await store.active_jobs(connection) >= context.settings.max_jobs:
             return False
-        ids = await store.runs_waiting(connection, None if tenants is None else sorted(tenants), PASS_LIMIT)
+        among = None if tenants is None else sorted(tenants)
+        ids = await store.runs_waiting(connection, among, full, PASS_LIMIT)
     if not ids:
         return False
+    known = len(full)
     async with context.database.transaction() as tx:
         work = await _load(tx, context, ids, skip_locked=True)
+        work.full = full
         work.now = {id: work.now[id] for id in ids if id in work.now}  # in fair order
         before = dict(work.now)
         await _admit(tx, context, work, ours_first=True)
         admitted = any(_progress(before[id], work.now[id]) for id in before)
         await _write(tx, work)
     _after_commit(context, work)
-    return admitted and len(ids) == PASS_LIMIT
+    grown = len(full) > known
+    if admitted:  # what was let in may be over already, and then its places are free again
+        full.runs.clear()
+        full.jobs.clear()
+    # If nothing was let in and nothing found to be full, another process is looking at these.
+    return len(ids) == PASS_LIMIT and (admitted or grown)
 
 
 # ---------------------------------------------------------------- the parts of a transaction
@@ -295,29 +317,51 @@ async def _admit(tx: Transaction, context: Context, work: _Work, *, ours_first: 
 
 async def _run_held(tx: Transaction, work: _Work, run: Run, quota: Quota, used: Usage | None) -> Held | None:
     if run.concurrency_group and run.plan.concurrency:
-        members = await store.group_members(tx.connection, run.tenant, run.concurrency_group)
-        older = [each for each in members if each["number"] < run.number and not _over(work, each["id"])]
+        place = (run.tenant, run.concurrency_group)
+        if place not in work.groups:
+            work.groups[place] = await store.group_members(tx.connection, *place)
+        members = [each for each in work.groups[place] if not _over(work, each["id"])]
         if run.plan.concurrency.policy == "cancel_superseded":
-            for each in older:
-                if not each["ending"]:
-                    why = f"superseded in the concurrency group {run.concurrency_group!r}"
-                    work.events.append(
-                        RunCancelRequested(
-                            tenant=run.tenant, run=each["id"], by="scheduler", why=why, superseded_by=run.number
-                        )
-                    )
-        active = [each for each in members if each["id"] != run.id and _active(work, each)]
-        if len(active) >= run.plan.concurrency.limit:
-            return Held(
-                Reason.CONCURRENCY, f"run #{active[0]['number']} of the group {run.concurrency_group!r} is active"
-            )
-        first_waiting = [each for each in older if not _active(work, each)]
-        if first_waiting and run.plan.concurrency.policy == "queue":
-            return Held(
-                Reason.CONCURRENCY,
-                f"run #{first_waiting[0]['number']} of the group {run.concurrency_group!r} is before it",
-            )
-    return admit_run(quota, used) if used is not None else None
+            await _supersede(tx, work, run, members)
+        if held := _group_held(work, run, run.plan.concurrency, members):
+            work.full.groups.add(place)
+            return held
+    held = admit_run(quota, used) if used is not None else None
+    if held is not None:
+        work.full.runs.add(run.tenant)
+    return held
+
+
+async def _supersede(tx: Transaction, work: _Work, run: Run, members: Sequence[Any]) -> None:
+    """The newest run of a group asks those before it to end, unless they end already or were asked: a request that the
+    scheduler has not heard yet is on its way."""
+    *older, newest = [each["id"] for each in members if not _ending(work, each)]
+    if newest != run.id or not older:
+        return
+    asked = await store.asked_to_end(tx.connection, older)
+    why = f"superseded in the concurrency group {run.concurrency_group!r}"
+    work.events.extend(
+        RunCancelRequested(tenant=run.tenant, run=id, by="scheduler", why=why, superseded_by=run.number)
+        for id in older
+        if id not in asked
+    )
+
+
+def _group_held(work: _Work, run: Run, concurrency: ConcurrencyPlan, members: Sequence[Any]) -> Held | None:
+    active = [each for each in members if each["id"] != run.id and _active(work, each)]
+    if len(active) >= concurrency.limit:
+        return Held(Reason.CONCURRENCY, f"run #{active[0]['number']} of the group {run.concurrency_group!r} is active")
+    waiting = [each for each in members if each["number"] < run.number and not _active(work, each)]
+    if waiting and concurrency.policy == "queue":
+        return Held(
+            Reason.CONCURRENCY, f"run #{waiting[0]['number']} of the group {run.concurrency_group!r} is before it"
+        )
+    return None
+
+
+def _ending(work: _Work, member: Any) -> bool:
+    run = work.now.get(member["id"])
+    return bool(member["ending"]) if run is None else run.ending_state is not None
 
 
 def _active(work: _Work, member: Any) -> bool:
@@ -356,6 +400,8 @@ async def _admit_jobs(
             held: Held | None = None
             if run.tenant in used and quotas[run.tenant].limits_jobs:
                 names, held, used[run.tenant] = admit_jobs(wanted, quotas[run.tenant], used[run.tenant])
+                if held is not None:
+                    work.full.jobs.add(run.tenant)
             if room is not None and len(names) > room:
                 names, held = (
                     names[:room],

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 
+from services.scheduler.clock import DatabaseClock
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.handlers import BATCH, CONSUMER, Context, on_message, run_admission, run_timers
 from services.scheduler.unheard import run_send_again
 from shared.bus.protocol import Consumer
 from shared.bus.topology import TOPICS
-from shared.service import Host, Parts, Service, opened
+from shared.service import Host, Parts, Service
 
 
-def _open(host: Host, settings: SchedulerSettings) -> AbstractAsyncContextManager[Parts]:
-    context = Context(host.database, host.clock, settings)
-    return opened(
-        Parts(
-            # twice a batch: while one transaction is in progress the next batch gathers
-            consumers=[Consumer(CONSUMER, TOPICS[CONSUMER], on_message(context), concurrency=4 * BATCH)],
-            tasks={
-                "timers": partial(run_timers, context),
-                "admission": partial(run_admission, context),
-                "unheard events": partial(run_send_again, host.database),
-            },
-        )
+@asynccontextmanager
+async def _open(host: Host, settings: SchedulerSettings) -> AsyncIterator[Parts]:
+    clock = await DatabaseClock.read(host.database)
+    context = Context(host.database, clock, settings)
+    yield Parts(
+        # twice a batch: while one transaction is in progress the next batch gathers
+        consumers=[Consumer(CONSUMER, TOPICS[CONSUMER], on_message(context), concurrency=4 * BATCH)],
+        tasks={
+            "timers": partial(run_timers, context),
+            "admission": partial(run_admission, context),
+            "clock": clock.run,
+            "unheard events": partial(run_send_again, host.database),
+        },
     )
 
 

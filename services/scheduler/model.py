@@ -53,6 +53,7 @@ class JobStatus:
     ready_at: datetime | None = None
     submitted_at: datetime | None = None
     started_at: datetime | None = None
+    """While it runs: when we heard of it, by the clock that its time limit is measured by. Afterwards: what its node says."""
     finished_at: datetime | None = None
     reminded_at: datetime | None = None
     """When executor was last told to start or stop it."""

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from services.scheduler.admission import Quota, Usage
+from services.scheduler.admission import Full, Quota, Usage
 from services.scheduler.model import Decision, JobStatus, PlanIndex, Run, StageStatus, fresh
 from shared.clock import parse_timestamp
+from shared.events import RunCancelRequested
 from shared.states import JobState, Reason, RunState, StageState
 from shared.workflow.plan import Plan
 
@@ -210,20 +211,35 @@ async def group_members(connection: Any, tenant: str, group: str) -> list[Any]:
     return rows
 
 
-async def runs_waiting(connection: Any, tenants: Sequence[str] | None, limit: int) -> list[uuid.UUID]:
+async def asked_to_end(connection: Any, runs: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+    """Those of which somebody has requested to cancel them, whether or not the scheduler has heard of it."""
+    rows = await connection.fetch(
+        # (a scalar subquery is looked up for each run; what is joined may be read whole)
+        "SELECT r.id FROM unnest($1::uuid[]) AS r (id) "
+        "WHERE (SELECT e.id FROM events e WHERE e.run = r.id AND e.type = $2 LIMIT 1) IS NOT NULL",
+        list(runs),
+        RunCancelRequested.TYPE,
+    )
+    return {row["id"] for row in rows}
+
+
+async def runs_waiting(connection: Any, tenants: Sequence[str] | None, full: Full, limit: int) -> list[uuid.UUID]:
     """Runs that wait to be let in, or have jobs that do, in fair order: tenants take turns, those that hold least first, and of
     these the one that was served longest ago: a newcomer is before all who have ever had a turn.
 
-    `tenants` None: of all.
+    `tenants` None: of all. Left out are those that wait for what is `full`.
     """
+    groups = sorted(full.groups)
     rows = await connection.fetch(
         """
         WITH waiting AS (
             SELECT r.id, r.tenant, r.number, row_number() OVER (PARTITION BY r.tenant ORDER BY r.number) AS turn FROM runs r
             WHERE r.finished_at IS NULL AND ($1::text[] IS NULL OR r.tenant = ANY ($1)) AND (
-                (r.state = 'pending' AND r.admitted_at IS NULL)
+                (r.state = 'pending' AND r.admitted_at IS NULL AND r.tenant <> ALL ($3::text[]) AND NOT EXISTS (
+                    SELECT FROM unnest($5::text[], $6::text[]) AS f (tenant, name)
+                    WHERE f.tenant = r.tenant AND f.name = r.concurrency_group))
                 OR r.id IN (SELECT run FROM jobs j WHERE j.eligible_at IS NOT NULL AND j.state = 'waiting'
-                    AND ($1::text[] IS NULL OR j.tenant = ANY ($1))))
+                    AND ($1::text[] IS NULL OR j.tenant = ANY ($1)) AND j.tenant <> ALL ($4::text[])))
         )
         SELECT w.id FROM waiting w JOIN tenants t ON t.name = w.tenant LEFT JOIN (
             SELECT tenant, count(*) AS held FROM jobs WHERE state IN ('ready', 'submitted', 'running') GROUP BY tenant
@@ -232,6 +248,10 @@ async def runs_waiting(connection: Any, tenants: Sequence[str] | None, limit: in
         """,
         None if tenants is None else list(tenants),
         limit,
+        sorted(full.runs),
+        sorted(full.jobs),
+        [tenant for tenant, _ in groups],
+        [group for _, group in groups],
     )
     return [row["id"] for row in rows]
 

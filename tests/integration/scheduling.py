@@ -66,6 +66,12 @@ class Scheduling:
 
     async def start(self, workflow: str, tenant: str = "acme", **values: Any) -> uuid.UUID:
         """Record a run and let the scheduler hear of it."""
+        run = await self.record(workflow, tenant, **values)
+        await self.hear(await self.told(run, RunCreated))
+        return run
+
+    async def record(self, workflow: str, tenant: str = "acme", **values: Any) -> uuid.UUID:
+        """A run of which the scheduler has not heard yet."""
         async with self.database.transaction() as tx:
             run, _ = await create_run(
                 tx,
@@ -80,7 +86,6 @@ class Scheduling:
                     }
                 ),
             )
-        await self.hear(await self.told(run, RunCreated))
         return run
 
     async def hear(self, events: list[Any]) -> None:
@@ -122,8 +127,7 @@ class Scheduling:
             pass
 
     async def admission(self) -> None:
-        while await admit_waiting(self.context, None):
-            pass
+        await admit_waiting(self.context, None)
 
     async def run(self, run: uuid.UUID) -> Any:
         return await self.database.fetchrow("SELECT * FROM runs WHERE id = $1", run)

@@ -8,10 +8,11 @@ import pytest
 
 from services.console.store import runs
 from services.executor.store import note_submitted
+from services.scheduler.store import asked_to_end
 from shared.clock import new_id
 from shared.db import outbox
 from shared.db.database import Database, open_database
-from shared.events import JobReady, JobSubmitted
+from shared.events import JobReady, JobSubmitted, RunCancelRequested
 from shared.outcomes import Outcome, record_outcomes
 from shared.runtime.protocol import container_name
 from tests.integration.scheduling import Scheduling
@@ -83,6 +84,28 @@ async def test_who_cancelled_a_run_is_found_among_all_that_was_ever_done(databas
         assert cancel is not None
         assert cancel["actor"] == "token:b"
         assert await rows_read(opened, "audit") - before == 1
+
+
+async def test_who_was_asked_to_end_is_found_among_all_that_was_ever_told(database: str) -> None:
+    async with open_database(database, max_connections=1) as opened:
+        scheduling = Scheduling(opened)
+        await scheduling.tenant()
+        await scheduling.workflow(LIFE)
+        asked, other = await scheduling.start("w"), await scheduling.start("w")
+        async with opened.transaction() as tx:
+            tx.tell(RunCancelRequested(tenant="acme", run=asked, by="ann"))
+        told = len(await scheduling.told(asked)) + len(await scheduling.told(other))
+        await opened.execute(
+            "INSERT INTO events (id, tenant, run, seq, type, body) "
+            "SELECT gen_random_uuid(), 'acme', gen_random_uuid(), 1, 'run.cancel_requested', '' "
+            "FROM generate_series(1, $1::int)",
+            MANY,
+        )
+        await opened.execute("ANALYZE events")
+        before = await rows_read(opened, "events")
+        async with opened.connection() as connection:
+            assert await asked_to_end(connection, [asked, other]) == {asked}
+        assert await rows_read(opened, "events") - before <= told
 
 
 LIFE = """

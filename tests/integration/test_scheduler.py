@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
+import time
 import uuid
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
+from services.scheduler import store
+from services.scheduler.clock import SLOW, DatabaseClock
+from services.scheduler.handlers import PASS_LIMIT
+from services.scheduler.main import SERVICE
 from services.scheduler.store import lock_tenants
 from shared.db.database import Database, open_database
-from shared.events import JobFinished, JobReady, JobStopRequested, RunCreated, RunFinished
-from tests.integration.scheduling import Scheduling
+from shared.events import (
+    JobFinished,
+    JobReady,
+    JobRunning,
+    JobStopRequested,
+    RunCancelRequested,
+    RunCreated,
+    RunFinished,
+)
+from shared.service import Host, Parts, Service
+from tests.integration.scheduling import Hands, Scheduling
+from tests.integration.serving import serving
 
 ONE_JOB = "name: one\nstages:\n- name: s\n  jobs:\n  - name: a\n    script: 'true'\n"
+GROUPED = "concurrency: deploy\n" + ONE_JOB.replace("name: one", "name: grouped")
+SUPERSEDING = "concurrency: {group: pr, policy: cancel_superseded}\n" + ONE_JOB
 TWO_STAGES = """
 name: two
 stages:
@@ -215,6 +236,67 @@ async def test_t42_a_newcomer_is_before_all_who_have_had_a_turn(database: str) -
             await scheduling.admission()
 
 
+async def test_a_group_that_is_full_keeps_nobody_behind_its_runs_waiting(
+    scheduling: Scheduling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than a page takes: the page was full of runs that could not begin, and nobody looked behind it."""
+    await scheduling.tenant(runs=2)
+    one, grouped = await scheduling.workflow(ONE_JOB), await scheduling.workflow(GROUPED)
+    await scheduling.start(grouped, concurrency_group="deploy")
+    await scheduling.database.execute(
+        "INSERT INTO runs (id, tenant, workflow, version, trigger, concurrency_group) "
+        "SELECT gen_random_uuid(), 'acme', $1, 1, '{}', 'deploy' FROM generate_series(1, $2::int)",
+        grouped, 2 * PASS_LIMIT + 5,
+    )  # fmt: skip
+    first, second = await scheduling.start(one), await scheduling.start(one)
+    assert (await scheduling.ready(first), await scheduling.ready(second)) == ([("a", 1)], [])
+    await scheduling.finish(first, "a")
+    pages = []
+    read = store.runs_waiting
+
+    async def counted(*arguments: Any) -> list[uuid.UUID]:
+        pages.append(await read(*arguments))
+        return pages[-1]
+
+    monkeypatch.setattr(store, "runs_waiting", counted)
+    await scheduling.admission()
+    assert await scheduling.ready(second) == [("a", 1)]
+    assert [len(page) for page in pages] == [PASS_LIMIT, 1], "what holds one of the group holds all of it"
+
+
+async def test_a_full_quota_of_runs_keeps_no_jobs_behind_its_runs_waiting(scheduling: Scheduling) -> None:
+    await scheduling.tenant(runs=1)
+    workflow = await scheduling.workflow(TWO_STAGES)
+    holder = await scheduling.start(workflow)
+    await scheduling.database.execute(
+        "INSERT INTO runs (id, tenant, workflow, version, trigger) "
+        "SELECT gen_random_uuid(), 'acme', $1, 1, '{}' FROM generate_series(1, $2::int)",
+        workflow, PASS_LIMIT + 5,
+    )  # fmt: skip
+    await scheduling.tenant(runs=2, jobs=2)
+    late = await scheduling.start(workflow)
+    assert await scheduling.jobs(late) == {"lint": "waiting", "unit": "waiting", "compile": "waiting"}
+    assert (await scheduling.run(late))["admitted_at"] is not None
+    await scheduling.finish(holder, "lint")
+    await scheduling.admission()
+    assert await scheduling.ready(late) == [("lint", 1)]
+
+
+async def test_t42_a_tenant_that_its_quota_holds_keeps_no_other_waiting(database: str) -> None:
+    async with open_database(database) as opened:
+        scheduling = Scheduling(opened, max_jobs=PASS_LIMIT + 20)
+        for tenant, quota in (("held", {"jobs": 1}), ("acme", {})):
+            await scheduling.tenant(tenant, **quota)
+            await scheduling.workflow(ONE_JOB, tenant)
+        jobs = "".join(f"  - {{name: j{n}, script: 'true'}}\n" for n in range(PASS_LIMIT + 10))
+        await scheduling.start(await scheduling.workflow(f"name: wide\nstages:\n- name: s\n  jobs:\n{jobs}"))
+        await asyncio.gather(*(scheduling.record("one", "held") for _ in range(PASS_LIMIT + 5)))
+        await scheduling.admission()
+        run = await scheduling.record("one")
+        await scheduling.admission()
+        assert await scheduling.ready(run) == [("a", 1)]
+
+
 TWO_JOBS = """
 name: two
 stages: [{name: s, jobs: [{name: broken, script: "exit 1"}, {name: sound, script: "true"}]}]
@@ -248,7 +330,7 @@ async def test_a_group_lets_its_runs_in_one_after_the_other(scheduling: Scheduli
 
 
 async def test_a_group_may_cancel_what_a_newer_run_supersedes(scheduling: Scheduling) -> None:
-    workflow = await scheduling.workflow("concurrency: {group: pr, policy: cancel_superseded}\n" + ONE_JOB)
+    workflow = await scheduling.workflow(SUPERSEDING)
     old, middle, new = [await scheduling.start(workflow, concurrency_group="pr") for _ in range(3)]
     for run in (old, middle):
         await scheduling.forward_requests(run)
@@ -257,6 +339,90 @@ async def test_a_group_may_cancel_what_a_newer_run_supersedes(scheduling: Schedu
     assert [(await scheduling.state(run)) for run in (old, middle)] == ["cancelled", "cancelled"]
     assert (await scheduling.run(old))["reason"] == "Superseded"
     assert await scheduling.ready(new) == [("a", 1)]
+
+
+async def test_the_newest_run_of_a_group_supersedes_each_older_one_once(scheduling: Scheduling) -> None:
+    """Of a push of 60 branches each run asked all before it to end, 1770 times, and each sweep asked again."""
+    workflow = await scheduling.workflow(SUPERSEDING)
+    runs = [await scheduling.record(workflow, concurrency_group="pr") for _ in range(60)]
+    await scheduling.hear([event for run in runs for event in await scheduling.told(run, RunCreated)])
+    await scheduling.admission()
+    newest = (await scheduling.run(runs[-1]))["number"]
+    requests = [event for run in runs for event in await scheduling.told(run, RunCancelRequested)]
+    assert [(event.run, event.superseded_by) for event in requests] == [(run, newest) for run in runs[:-1]]
+    await scheduling.hear(requests)
+    await scheduling.admission()
+    for run in runs[:-1]:
+        if await scheduling.ready(run):
+            assert await scheduling.state(run) == "cancelling"
+            assert len(await scheduling.told(run, RunCancelRequested)) == 1
+            await scheduling.finish(run, "a", "cancelled")
+    await scheduling.admission()
+    assert {await scheduling.state(run) for run in runs[:-1]} == {"cancelled"}
+    assert await scheduling.ready(runs[-1]) == [("a", 1)]
+
+
+async def test_a_run_that_a_person_has_asked_to_end_is_not_asked_again_by_its_group(scheduling: Scheduling) -> None:
+    workflow = await scheduling.workflow(SUPERSEDING)
+    old = await scheduling.start(workflow, concurrency_group="pr")
+    async with scheduling.database.transaction() as tx:
+        tx.tell(RunCancelRequested(tenant="acme", run=old, by="ann"))  # on its way
+    await scheduling.start(workflow, concurrency_group="pr")
+    assert [event.by for event in await scheduling.told(old, RunCancelRequested)] == ["ann"]
+
+
+async def test_a_newest_run_that_is_ending_supersedes_nobody_and_leaves_it_to_the_one_before(
+    scheduling: Scheduling,
+) -> None:
+    workflow = await scheduling.workflow(SUPERSEDING)
+    old = await scheduling.start(workflow, concurrency_group="pr")
+    middle, newest = [await scheduling.record(workflow, concurrency_group="pr") for _ in range(2)]
+    created = [event for run in (middle, newest) for event in await scheduling.told(run, RunCreated)]
+    await scheduling.hear([*created, RunCancelRequested(tenant="acme", run=newest, by="ann")])
+    [request] = await scheduling.told(old, RunCancelRequested)
+    assert request.superseded_by == (await scheduling.run(middle))["number"]
+    assert await scheduling.told(middle, RunCancelRequested) == []
+
+
+async def test_a_scheduler_whose_clock_is_a_minute_ahead_ends_no_sound_job(
+    scheduling: Scheduling, database: str
+) -> None:
+    source = ONE_JOB.replace("script: 'true'", "script: 'true'\n    timeout: 30s\n    grace: 2s")
+    workflow = await scheduling.workflow(source)
+    sound, overdue = await scheduling.start(workflow), await scheduling.start(workflow)
+    for run in (sound, overdue):
+        place = {"tenant": "acme", "run": run, "stage": "s", "job": "a", "attempt": 1}
+        await scheduling.hear([JobRunning(**place, started_at=datetime.now(UTC))])
+    # One has run for too long, which tells when the other scheduler has looked.
+    await scheduling.database.execute("UPDATE jobs SET started_at = started_at - interval '1h' WHERE run = $1", overdue)
+    await scheduling.database.execute("UPDATE runs SET wake_at = now() WHERE id = $1", overdue)
+    async with serving(database, [with_clock_ahead(SERVICE, 60)]), asyncio.timeout(20):
+        while not await scheduling.told(overdue, JobStopRequested):
+            await asyncio.sleep(0.05)
+    assert await scheduling.told(sound, JobStopRequested) == []
+
+
+def with_clock_ahead(service: Service, seconds: float) -> Service:
+    """The service on a machine whose clock is wrong."""
+
+    @contextlib.asynccontextmanager
+    async def opened(host: Host, settings: Any) -> AsyncIterator[Parts]:
+        hands = Hands()
+        hands.turn(seconds)
+        async with service.open(dataclasses.replace(host, clock=hands), settings) as parts:
+            yield parts
+
+    return dataclasses.replace(service, open=opened)
+
+
+async def test_a_clock_that_differs_from_the_databases_is_put_right(database: str) -> None:
+    async with open_database(database) as opened:
+        wrong = await opened.fetchval("SELECT clock_timestamp() + interval '1h'")
+        clock = DatabaseClock(opened, wrong, time.monotonic())
+        assert clock.now() >= wrong
+        await clock.look()
+        right = await opened.fetchval("SELECT clock_timestamp()")
+        assert abs(clock.now() - right) < timedelta(seconds=SLOW)
 
 
 async def test_a_decision_and_the_time_limit_leave_one_outcome(scheduling: Scheduling) -> None:

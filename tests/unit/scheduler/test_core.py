@@ -297,6 +297,16 @@ def test_t12_a_job_that_outlives_its_limit_is_stopped_by_the_scheduler() -> None
     assert (world.run.jobs["a"].state, world.run.jobs["a"].reason) == ("timed_out", Reason.JOB_TIMEOUT)
 
 
+def test_a_node_whose_clock_is_a_minute_behind_takes_no_time_from_its_jobs() -> None:
+    world = World(a_plan(a_stage("s", JobPlan("a", timeout_s=60, grace_s=10))))
+    attempt = ("s", "a", 1)
+    world.send(JobRunning(**world.place(attempt), started_at=world.now - timedelta(seconds=60)))
+    world.wait(60 + 10 + 14)
+    assert not world.stop_is_wanted(attempt)
+    world.wait(1)
+    assert world.stop_is_wanted(attempt)
+
+
 def test_t27_an_attempt_nobody_reports_is_asked_for_again() -> None:
     world = World(a_plan(a_stage("s", JobPlan("a"))))
     world.wait(31)
