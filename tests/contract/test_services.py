@@ -109,7 +109,7 @@ async def test_a_service_that_does_not_become_ready_fails_the_job_by_name(place,
 
 async def test_t09_a_services_image_that_does_not_exist_is_named(place, runtime, watcher):
     name = new_name()
-    await runtime.start(spec(name, "echo never", services=(ServiceSpec("db", "UPPER/case:1"),)))
+    await runtime.start(spec(name, "echo never", services=(ServiceSpec("db", "hub.test/UPPER/case:1"),)))
     end = await watcher.until(name, Phase.FINISHED, timeout=60)
     assert end.reason == "ImagePull"
     assert "UPPER/case" in end.message
