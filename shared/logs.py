@@ -5,12 +5,17 @@ Both hold the log as it may be shown: secrets are masked before anything is kept
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from dataclasses import dataclass
 from typing import Any
 
 from shared.db.database import Database
 from shared.objects import ObjectStore
+
+JOB_BYTES = 100
+"""Bytes of a job's name that a topic holds as they are. Names may have 200 characters of any script, a topic of AMQP 255 bytes,
+and the tenant (at most 63), the run and the attempt take up to 116 of these."""
 
 _READ = """
 SELECT l.segments, t.first, t.data
@@ -35,7 +40,14 @@ class LogStatus:
 
 def log_topic(tenant: str, run: uuid.UUID | str, job: str, attempt: int) -> str:
     """Topic of the nudges that a log has grown or is complete; the body is empty. Listeners then call `read_log`."""
-    return f"{tenant}.log.{run}.{job.replace('.', '_')}.{attempt}"
+    return f"{tenant}.log.{run}.{_word(job)}.{attempt}"
+
+
+def _word(job: str) -> str:
+    """The job's name as one word of a topic, or its digest where it is long."""
+    if len(job.encode()) > JOB_BYTES:
+        return hashlib.sha256(job.encode()).hexdigest()
+    return job.replace(".", "_")
 
 
 async def log_status(database: Database, run: uuid.UUID, job: str, attempt: int) -> LogStatus | None:

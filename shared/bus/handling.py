@@ -12,6 +12,7 @@ from prometheus_client import Histogram
 from shared.bus.protocol import Consumer, Message
 from shared.errors import PermanentError, TemporaryError, UnavailableError
 from shared.log import get_logger
+from shared.text import fit
 
 HANDLER_TIMEOUT = 300.0
 """Seconds after which a handler is given up and tried again: far below RabbitMQ's consumer_timeout (30 min), which would
@@ -49,19 +50,19 @@ async def handle(consumer: Consumer, message: Message) -> Verdict:
         async with asyncio.timeout(HANDLER_TIMEOUT):
             await consumer.handler(message)
     except UnavailableError as error:
-        return _wait(consumer, message, str(error))
+        return _wait(consumer, message, _text(error))
     except TemporaryError as error:
-        return _again(consumer, message, str(error), error.delay)
+        return _again(consumer, message, _text(error), error.delay)
     except PermanentError as error:
         _log.error(
             "message parked", queue=consumer.name, topic=message.topic, event_id=str(message.id), reason=str(error)
         )
-        return Verdict(dead=True, reason=f"{error.reason}: {error}")
+        return Verdict(dead=True, reason=f"{error.reason}: {_text(error)}")
     except Exception as error:
         # A bug: told once with its trace, then retried quietly like anything else.
         if message.tries == 1:
             _log.exception("handler failed", queue=consumer.name, topic=message.topic, event_id=str(message.id))
-        return _again(consumer, message, f"{type(error).__name__}: {error}", None)
+        return _again(consumer, message, f"{type(error).__name__}: {_text(error)}", None)
     return _HANDLED
 
 
@@ -82,6 +83,12 @@ def _wait(consumer: Consumer, message: Message, reason: str) -> Verdict:
     wait = max(consumer.retry_delays[:OUTAGE_DELAYS], default=1.0)
     _log.warning("message waits for a server", queue=consumer.name, topic=message.topic, seconds=wait, reason=reason)
     return Verdict(retry_after=_spread(wait), tries=message.tries - 1, reason=reason)
+
+
+def _text(error: Exception) -> str:
+    """Its words, which may quote anything, as they can be kept: neither AMQP nor PostgreSQL takes text of any kind."""
+    text: str = fit(str(error))
+    return text
 
 
 def _spread(seconds: float) -> float:

@@ -4,6 +4,8 @@ What is published in one turn of the event loop leaves as one piece of the strea
 same time. aiormq (which carries aio-pika) can publish only one message after another, each with tasks, locks and waits of
 its own, at about five times the processor time; so this speaks to its channel one level lower: it counts delivery tags, puts
 frames into the channel's write queue, and lets aiormq resolve the confirms. Nothing else may publish on that channel.
+
+A message that AMQP cannot carry fails alone: what was published with it leaves all the same.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from pamqp.header import ContentHeader
 
 from shared import crash
 from shared.crash import Point
-from shared.errors import TemporaryError
+from shared.errors import PermanentError, TemporaryError
 from shared.log import get_logger
 
 CONFIRM_TIMEOUT = 30.0
@@ -58,7 +60,8 @@ class Publisher:
         self, exchange: str, key: str, id: str, body: bytes,
         *, content_type: str, headers: Mapping[str, Any] | None = None, persistent: bool = True,
     ) -> asyncio.Future[None]:  # fmt: skip
-        """The future is done when the broker has confirmed; it fails with TemporaryError when that cannot be told."""
+        """The future is done when the broker has confirmed; it fails with TemporaryError when that cannot be told, and with
+        PermanentError for what can never be sent."""
         properties = spec.Basic.Properties(
             content_type=content_type,
             message_id=id,
@@ -73,20 +76,34 @@ class Publisher:
 
     async def _flush(self) -> None:
         """Send what has gathered, until nothing has. Starts in the next turn of the loop, when all of this turn's is there."""
-        while self._waiting:
-            waiting: list[_Outgoing] = []
-            try:
-                channel = await self._open_channel()
-                waiting, self._waiting = self._waiting, []
-                payload = b"".join(self._frames(channel, each) for each in waiting)
+        try:
+            while self._waiting:
+                await self._send()
+        finally:
+            # Whatever has ended this task: the next message begins another.
+            self._flushing = None
+
+    async def _send(self) -> None:
+        waiting: list[_Outgoing] = []
+        try:
+            channel = await self._open_channel()
+            waiting, self._waiting = self._waiting, []
+            if payload := b"".join(self._written(channel, each) for each in waiting):
                 await _write(channel, ChannelFrame(payload=payload, should_close=False))
-            except _BROKER_ERRORS as error:
-                waiting, self._waiting = waiting + self._waiting, []
-                for each in waiting:
-                    _fail(each.confirmed, each.key, error)
-            else:
-                asyncio.get_running_loop().call_later(CONFIRM_TIMEOUT, _give_up, waiting)
-        self._flushing = None
+        except _BROKER_ERRORS as error:
+            self._fail_all(waiting, error)
+        except BaseException as error:
+            # A bug, or this task is cancelled: nobody may be left waiting for what is not on its way.
+            self._fail_all(waiting, error)
+            raise
+        else:
+            asyncio.get_running_loop().call_later(CONFIRM_TIMEOUT, _give_up, waiting)
+
+    def _fail_all(self, taken: list[_Outgoing], error: BaseException) -> None:
+        """Those that were taken to be sent, and those that have come since."""
+        taken, self._waiting = taken + self._waiting, []
+        for each in taken:
+            _fail(each.confirmed, each.key, error)
 
     async def _open_channel(self) -> Channel:
         async with asyncio.timeout(CONFIRM_TIMEOUT):
@@ -102,20 +119,43 @@ class Publisher:
             channel.closing.add_done_callback(partial(_lose, self._unconfirmed))
         return channel
 
-    def _frames(self, channel: Channel, each: _Outgoing) -> bytes:
+    def _written(self, channel: Channel, each: _Outgoing) -> bytes:
+        """The message as it goes over the wire; nothing of one that cannot, which fails."""
+        try:
+            payload = _payload(channel, each)
+        except Exception as error:
+            _refuse(each, error)
+            return b""
+        # Counted only now: the broker counts what reaches it.
         channel.delivery_tag += 1
         confirmation = asyncio.get_running_loop().create_future()
         channel.confirmations[channel.delivery_tag] = confirmation
         self._unconfirmed.add(confirmation)
         confirmation.add_done_callback(partial(_confirm, each, self._unconfirmed))
-        size = channel.max_content_size
-        bodies = [ContentBody(each.body[at : at + size]) for at in range(0, len(each.body), size)]
-        frames: list[Any] = [
-            spec.Basic.Publish(exchange=each.exchange, routing_key=each.key),
-            ContentHeader(body_size=len(each.body), properties=each.properties),
-            *bodies,
-        ]
-        return ChannelFrame.marshall(channel.number, frames).payload
+        return payload
+
+
+def _payload(channel: Channel, each: _Outgoing) -> bytes:
+    size = channel.max_content_size
+    bodies = [ContentBody(each.body[at : at + size]) for at in range(0, len(each.body), size)]
+    frames: list[Any] = [
+        spec.Basic.Publish(exchange=each.exchange, routing_key=each.key),
+        ContentHeader(body_size=len(each.body), properties=each.properties),
+        *bodies,
+    ]
+    return ChannelFrame.marshall(channel.number, frames).payload
+
+
+def _refuse(each: _Outgoing, error: Exception) -> None:
+    failure = PermanentError(
+        f"no message can be sent with the topic {each.key[:100]!a}: {error} (AMQP takes at most 255 bytes of it, and only text "
+        "that is UTF-8)",
+        reason="BadMessage",
+    )
+    failure.__cause__ = error
+    _log.error("message refused", error=str(failure))
+    if not each.confirmed.done():
+        each.confirmed.set_exception(failure)
 
 
 def _confirm(each: _Outgoing, unconfirmed: set[asyncio.Future[Any]], confirmation: asyncio.Future[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
@@ -112,6 +113,20 @@ async def test_t75_a_thousand_publishes_do_not_wait_for_one_another(bus: Bus) ->
     assert {m.body for m in await hearing.until(1000)} == {str(n).encode() for n in range(1000)}
 
 
+async def test_a_message_that_cannot_be_written_holds_up_nobody(bus: Bus) -> None:
+    """The name of a job made a topic longer than AMQP takes, and its process published nothing more, for ever."""
+    hearing = Hearing()
+    await bus.consume(Consumer("one", ["acme.run.*"], hearing))
+    long = f"acme.log.{'x' * 300}"
+    bus.nudge(long, b"")
+    before, bad, after = bus.publish(message()), bus.publish(message(long)), bus.publish(message())
+    with contextlib.suppress(PermanentError):  # inside one process there is no such limit
+        await asyncio.wait_for(bad, 10)
+    await asyncio.wait_for(asyncio.gather(before, after), 10)
+    await asyncio.wait_for(bus.publish(message()), 10)
+    await hearing.until(3)
+
+
 async def test_a_handler_that_fails_is_tried_again_with_its_count(bus: Bus) -> None:
     async def fail_once(message: Message) -> None:
         if message.tries == 1:
@@ -162,6 +177,16 @@ async def test_t76_what_fails_for_good_is_parked_with_the_reason_and_replayed(bu
     assert (again.id, again.topic, again.tries) == (sent.id, sent.topic, 1)
     assert await bus.dead() == []
     assert await bus.replay([sent.id]) == []
+
+
+async def test_a_reason_of_any_text_is_kept_as_far_as_it_can_be(bus: Bus) -> None:
+    async def act(_: Message) -> None:
+        raise PermanentError("half a pair \ud83d and a \0", reason="Odd")
+
+    await bus.consume(Consumer("one", ["#"], Hearing(act)))
+    await asyncio.wait_for(bus.publish(message()), 10)
+    [dead] = await dead_of(bus, 1)
+    assert dead.reason == "Odd: half a pair \ufffd and a \ufffd"
 
 
 async def test_a_bug_in_a_handler_is_retried_and_then_parked(bus: Bus) -> None:
