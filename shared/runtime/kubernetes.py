@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -80,6 +80,7 @@ class KubernetesRuntime:
         """See the protocol. The cluster pulls the image later; that this fails is observed."""
         body.check_name(spec.name)
         self._config.allowed.check(spec.options)
+        data = body.secret_data(spec)
         if spec.services:
             await self._check_sidecars()
         namespace = await self._namespaces.ready(spec.labels.get("tenant", ""))
@@ -99,7 +100,7 @@ class KubernetesRuntime:
                 if found.job.keys() & {"running", "terminated"} or found.deleted or found.mark:
                     return
                 uid, secret = found.uid, found.secret
-            await self._create_secret(spec, namespace, secret, uid)
+            await self._create_secret(spec, namespace, secret, uid, data)
             return
         raise TemporaryError(f"pod {spec.name} of an earlier start does not go away; is its node lost?")
 
@@ -124,14 +125,21 @@ class KubernetesRuntime:
             self._namespaces.doubt(namespace)
         return TemporaryError(text)
 
-    async def _create_secret(self, spec: ContainerSpec, namespace: str, name: str, uid: str) -> None:
+    async def _create_secret(
+        self, spec: ContainerSpec, namespace: str, name: str, uid: str, data: Mapping[str, bytes]
+    ) -> None:
         """Give the pod what it waits for, unless somebody has."""
-        content = body.secret(spec, self._config.defaults, name, uid)
+        content = body.secret(spec, self._config.defaults, name, uid, data)
         try:
             await self.api.call("POST", f"/api/v1/namespaces/{namespace}/secrets", body=content, brief=True)
         except ApiError as error:
-            if error.reason != "AlreadyExists":
-                raise TemporaryError(f"the cluster refuses the secret of pod {spec.name}: {error}") from error
+            if error.reason == "AlreadyExists":
+                return
+            text = f"the cluster refuses the secret of pod {spec.name}: {error}"
+            if error.status in {400, 413, 422}:
+                # It will not think better of it, and the sweep of status_watcher removes the pod.
+                raise PermanentError(text, reason=Reason.BAD_INPUT) from error
+            raise TemporaryError(text) from error
 
     async def _check_sidecars(self) -> None:
         """Raise PermanentError where a service would be taken for something that ends before the job begins (T14)."""

@@ -49,7 +49,8 @@ SHARED = "/workflow-cache"
 SHARED_TOO = "/workflow_cache"
 SERVICE = "service-"
 """Prefix of the containers of services: init containers that go on beside the job."""
-SECRET_LIMIT = 1_000_000
+SECRET_LIMIT = 1 << 20
+"""Bytes of all values of a Secret together, as the API server counts them."""
 STOP_MARGIN = 5
 DEADLINE_MARGIN = 3600
 """Seconds beyond the job's own time limit, for pulling, restoring and saving, after which kubelet ends the pod: a backstop
@@ -286,21 +287,29 @@ def _volumes(defaults: PodDefaults, secret_name: str, shared_claim: str) -> list
     return volumes
 
 
-def secret(spec: ContainerSpec, defaults: PodDefaults, name: str, uid: str) -> dict[str, Any]:
-    """What the pod waits for: the job document and, where there is one, the account for pulling. It goes with the pod."""
-    document = json.dumps(_document(spec)).encode()
-    if len(document) > SECRET_LIMIT:
-        raise PermanentError(
-            f"the job document has {len(document)} bytes, Kubernetes takes {SECRET_LIMIT}: give the job fewer or smaller "
-            "inputs, caches and artifacts",
-            reason=Reason.BAD_INPUT,
-        )
-    data, kind = {_DOCUMENT_KEY: document}, "Opaque"
+def secret_data(spec: ContainerSpec) -> dict[str, bytes]:
+    """What the pod waits for: the job document, the variables of its services, and the accounts for pulling.
+
+    Raises PermanentError for what no Secret can hold; to be asked before there is a pod, which would wait in vain.
+    """
+    data = {_DOCUMENT_KEY: json.dumps(_document(spec)).encode()}
     for service in spec.services:
         data |= {_service_key(service, name): value.encode() for name, value in service.env.items()}
     if accounts := _accounts(spec):
-        # One Secret for both: a type that pulls may have further keys.
-        data[_PULL_KEY], kind = _pull_config(accounts), "kubernetes.io/dockerconfigjson"
+        data[_PULL_KEY] = _pull_config(accounts)
+    if (size := sum(map(len, data.values()))) > SECRET_LIMIT:
+        raise PermanentError(
+            f"what the job is told has {size} bytes, and Kubernetes takes {SECRET_LIMIT}: give it fewer or smaller inputs, "
+            f"caches and artifacts, or its services smaller variables (its document alone has {len(data[_DOCUMENT_KEY])})",
+            reason=Reason.BAD_INPUT,
+        )
+    return data
+
+
+def secret(
+    spec: ContainerSpec, defaults: PodDefaults, name: str, uid: str, data: Mapping[str, bytes]
+) -> dict[str, Any]:
+    """The Secret with this data, for the pod with this uid. It goes with the pod."""
     owner = {"apiVersion": "v1", "kind": "Pod", "name": spec.name, "uid": uid}
     return {
         "apiVersion": "v1",
@@ -311,7 +320,8 @@ def secret(spec: ContainerSpec, defaults: PodDefaults, name: str, uid: str) -> d
             "ownerReferences": [owner],
         },
         "immutable": True,
-        "type": kind,
+        # One Secret for all: a type that pulls may have further keys.
+        "type": "kubernetes.io/dockerconfigjson" if _PULL_KEY in data else "Opaque",
         "data": {key: base64.b64encode(value).decode() for key, value in data.items()},
     }
 

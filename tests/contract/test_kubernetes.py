@@ -214,6 +214,25 @@ async def test_t13_a_wrapper_that_cannot_be_brought_is_its_own_reason(kubernetes
         assert "hubflow-wrapper" in end.message
 
 
+async def test_what_is_too_large_for_a_secret_never_becomes_a_pod(kubernetes_place, both):
+    """It is the API server's own limit to the byte."""
+    runtime, _ = both
+    wanted = spec(new_name(), "true", registry_auth={"username": "u", "password": "p" * 1000}, env={"A": ""})
+    room = body.SECRET_LIMIT - sum(map(len, body.secret_data(wanted).values()))
+    for more in (1, 0):
+        document = {**wanted.document, "env": {"A": "x" * (room + more)}}
+        filled = dataclasses.replace(wanted, document=document)
+        if more:
+            with pytest.raises(PermanentError, match=f"{body.SECRET_LIMIT + 1} bytes") as refused:
+                await runtime.start(filled)
+            assert refused.value.reason == "BadInput"
+            assert await kubernetes_place.traces(wanted.name) == []
+        else:
+            await runtime.start(filled)
+            assert len(await kubernetes_place.traces(wanted.name)) == 2
+    await runtime.remove(wanted.name)
+
+
 async def test_t14_a_neighbour_that_never_ends_does_not_hold_the_job(kubernetes_place, both):
     runtime, watcher = both
     wanted = spec(new_name(), "echo done")
@@ -223,7 +242,7 @@ async def test_t14_a_neighbour_that_never_ends_does_not_hold_the_job(kubernetes_
     mesh = {"name": "mesh", "image": runtime._config.defaults.default_image, "command": ["sleep", "1000"]}
     content["spec"]["containers"].append(mesh)
     uid = await runtime._create_pod(wanted.name, namespace, content)
-    await runtime._create_secret(wanted, namespace, secret, uid)
+    await runtime._create_secret(wanted, namespace, secret, uid, body.secret_data(wanted))
     assert (await watcher.until(wanted.name, Phase.FINISHED)).exit_code == 0
     await runtime.remove(wanted.name)
 

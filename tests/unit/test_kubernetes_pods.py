@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -47,7 +48,9 @@ def with_services(*services: ServiceSpec) -> tuple[dict[str, Any], dict[str, Any
     """Pod and Secret of an attempt."""
     spec = ContainerSpec("hf-a-1-0", "", {"command": ["x"]}, {}, services=services)
     defaults = body.PodDefaults("here", "job:1", "wrapper:1")
-    return body.pod(spec, defaults, "secret-name"), body.secret(spec, defaults, "secret-name", "u")
+    return body.pod(spec, defaults, "secret-name"), body.secret(
+        spec, defaults, "secret-name", "u", body.secret_data(spec)
+    )
 
 
 def test_t14_services_are_native_sidecars_after_the_wrapper_and_tell_no_secrets() -> None:
@@ -64,6 +67,18 @@ def test_t14_services_are_native_sidecars_after_the_wrapper_and_tell_no_secrets(
     assert "hub.test" in base64.b64decode(secret["data"][".dockerconfigjson"]).decode()
     assert made["spec"]["imagePullSecrets"] == [{"name": "secret-name"}]
     assert made["spec"]["hostAliases"] == [{"ip": "127.0.0.1", "hostnames": ["db", "other"]}]
+
+
+def test_all_that_a_secret_holds_counts_against_what_kubernetes_takes() -> None:
+    """Each part alone was small enough; the API refused the whole, after the pod was there."""
+    half = body.SECRET_LIMIT // 2
+    service = ServiceSpec("db", "pg:16", env={"A": "x" * half})
+    fits = ContainerSpec("hf-a-1-0", "", {"command": ["x" * (half - 1000)]}, {}, services=(service,))
+    assert sum(map(len, body.secret_data(fits).values())) <= body.SECRET_LIMIT
+    account = {"username": "u", "password": "p" * 1000}
+    with pytest.raises(PermanentError, match=f"has [0-9]+ bytes, and Kubernetes takes {body.SECRET_LIMIT}") as refused:
+        body.secret_data(dataclasses.replace(fits, registry_auth=account))
+    assert refused.value.reason == "BadInput"
 
 
 def test_a_pod_without_services_is_as_it_was() -> None:
