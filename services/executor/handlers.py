@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -27,7 +28,7 @@ from shared.batching import Batcher
 from shared.bus.protocol import Message
 from shared.clock import Clock, timestamp
 from shared.db.database import Database
-from shared.errors import PermanentError, TemporaryError
+from shared.errors import PermanentError, TemporaryError, UnavailableError
 from shared.events import JobEvent, JobReady, JobStopRequested, JobSubmitted, RunFinished, decode
 from shared.log import bound, get_logger
 from shared.objects import ObjectStore
@@ -43,6 +44,9 @@ NEVER_STARTED = 30.0
 may take."""
 GATHER_SUBMISSIONS = 0.02
 """Seconds for which job.submitted waits for others: nobody acts on it at once, and the end of a short job makes it no news."""
+TRIES_BEFORE_REMINDER = 3
+"""Tries of a start that cannot be yet. The wait for a fourth would be as long as that for the scheduler's reminder, and after
+the last the message would be parked: where there is no room for hours, one for each reminder."""
 STOP_MARGIN = 5.0
 """Seconds that the wrapper gets beyond the job's own grace, to write down how the job ended."""
 
@@ -86,6 +90,15 @@ class Context:
         )  # fmt: skip
 
 
+class NotYetError(TemporaryError):
+    """A claimed attempt cannot have its container yet: there is no room for it, or its registry does not answer. The scheduler
+    tells job.ready again for as long as that is so, and the job's `pending_timeout` ends it."""
+
+    def __init__(self, message: str, *, container: str, delay: float | None = None) -> None:
+        super().__init__(message, delay=delay)
+        self.container = container
+
+
 async def on_job_ready(event: JobReady, context: Context) -> None:
     """Start the attempt's container, unless it must not start any more."""
     container = container_name(str(event.run), event.job, event.attempt)
@@ -106,14 +119,18 @@ async def on_job_ready(event: JobReady, context: Context) -> None:
             if job.builtin:
                 await _run_builtin(event, claimed, stage, job, context)
                 return
-            if spec is None and not running:
-                spec = await _spec(event, claimed, stage, job, context)
-            if spec is None or await _start(spec, deadline, context):
+            with _not_yet(container):
+                if spec is None and not running:
+                    spec = await _spec(event, claimed, stage, job, context)
+                accepted = spec is None or await _start(spec, deadline, context)
+            if accepted:
                 await context.submissions.submit(Submitted(event, container, job.grace))
                 return
             if loop.time() + context.settings.start_seconds > patience:
-                raise TemporaryError(
-                    f"the runtime has not accepted {container} yet; is an image being pulled?", delay=1.0
+                raise NotYetError(
+                    f"the runtime has not accepted {container} yet; is an image being pulled?",
+                    container=container,
+                    delay=1.0,
                 )
     except PermanentError as error:
         await _record(event, _failed(container, error), context)
@@ -155,6 +172,17 @@ async def _after_refused_claim(event: JobReady, container: str, context: Context
     standing = await store.standing(context.database, container, NEVER_STARTED)
     if standing is not None and standing.finished and standing.seen and not standing.submitted:
         await context.submissions.submit(Submitted(event, container, 0.0))
+
+
+@contextmanager
+def _not_yet(container: str) -> Iterator[None]:
+    """What is temporary between an attempt's claim and its container. A server that is away stays what it is."""
+    try:
+        yield
+    except UnavailableError:
+        raise
+    except TemporaryError as error:
+        raise NotYetError(str(error), container=container, delay=error.delay) from error
 
 
 def _place_in(claimed: Claim) -> tuple[Stage, Job]:
@@ -342,4 +370,11 @@ async def handle(message: Message, context: Context) -> None:
     if isinstance(event, JobEvent):
         keys |= {"job": event.job, "attempt": str(event.attempt)}
     with bound(keys):
-        await HANDLERS[type(event)](event, context)
+        try:
+            await HANDLERS[type(event)](event, context)
+        except NotYetError as error:
+            # What has begun may end before the next reminder, and then there would be none; but its start must be told
+            # all the same (see `_after_refused_claim`).
+            if message.tries < TRIES_BEFORE_REMINDER or await context.runtime.inspect(error.container) is not None:
+                raise
+            _log.warning("start is left to the scheduler's reminder", reason=str(error))

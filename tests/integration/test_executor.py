@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,14 @@ import pytest
 from services.executor import handlers
 from services.executor.components import Components
 from services.executor.config import ExecutorSettings
-from services.executor.handlers import Context, on_job_ready, on_job_stop_requested, on_run_finished
+from services.executor.handlers import (
+    CONSUMER,
+    Context,
+    handle,
+    on_job_ready,
+    on_job_stop_requested,
+    on_run_finished,
+)
 from services.status_watcher.config import StatusWatcherSettings
 from services.status_watcher.core import SHARES
 from services.status_watcher.handlers import Context as WatcherContext
@@ -23,11 +31,14 @@ from services.status_watcher.handlers import tell, watch
 from services.status_watcher.sharing import Shares
 from shared import object_keys
 from shared.batching import Batcher
+from shared.bus.protocol import Consumer, Message
 from shared.embedded import S3Address
 from shared.errors import TemporaryError
 from shared.events import JobFinished, JobReady, JobSubmitted, RunCreated, RunFinished
 from shared.outcomes import Outcome, record_outcomes
 from shared.runtime.protocol import ContainerSpec
+from shared.events import JobFinished, JobReady, JobSubmitted, RunCreated, RunFinished, encode
+from shared.runtime.protocol import ContainerSpec, Observation, Phase
 from tests.integration.jobs import ROOT, TENANT, House, container_of, opened_house, tasks_of, until
 
 SIMPLE = """
@@ -112,6 +123,37 @@ async def test_only_who_starts_for_the_second_time_says_so(house: House) -> None
         with pytest.raises(TemporaryError):
             await on_job_ready(ready, executor_of(house, Away()))
     assert said == [False, True]
+
+
+async def test_a_start_that_finds_no_room_is_left_to_the_scheduler_and_not_parked(house: House) -> None:
+    """A quota of the cluster that stayed used up made a dead letter of each reminder, one every 30 seconds."""
+    ready = await house.ready(await house.run(SIMPLE), "hello")
+    bus, tries = house.host.bus, 0
+
+    class Full:
+        name = "process"
+        begun: Observation | None = None
+
+        async def start(self, spec: ContainerSpec) -> None:
+            nonlocal tries
+            tries += 1
+            raise TemporaryError("exceeded quota")
+
+        async def inspect(self, name: str) -> Observation | None:
+            return self.begun
+
+    runtime = Full()
+    handler = partial(handle, context=executor_of(house, runtime))
+    await bus.consume(Consumer(CONSUMER, ["*.job.ready"], handler, retry_delays=(0.01,) * 5))
+    told = Message(ready.id, ready.topic, encode(ready))
+    await asyncio.wait_for(bus.publish(told), 20)
+    assert (tries, await bus.dead()) == (3, [])
+    await asyncio.wait_for(bus.publish(told), 20)  # the reminder
+    assert (tries, await bus.dead()) == (6, [])
+    # What has begun may end before a reminder comes, and must be told then: it is tried like anything else.
+    runtime.begun = Observation(container_of(ready), "u", Phase.PENDING, {})
+    await asyncio.wait_for(bus.publish(told), 20)
+    assert [each.tries for each in await bus.dead()] == [6]
 
 
 async def test_t24_a_start_that_was_not_told_is_told_by_the_next_delivery(house: House) -> None:
