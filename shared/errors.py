@@ -2,7 +2,8 @@
 
     HubflowError
     ├── TemporaryError      try again later: handlers are retried with growing delays
-    │   └── UnavailableError    a server that Hubflow stands on is away: handlers are retried for as long as it is
+    │   ├── UnavailableError    a server that Hubflow stands on is away: handlers are retried for as long as it is
+    │   └── InUseError          others have not done with it: handlers are retried until they have
     ├── PermanentError      will never work: the message is parked, or the job fails with the reason
     └── UserError           somebody asked for what cannot be; becomes a problem document or a CLI message
 
@@ -30,6 +31,11 @@ class TemporaryError(HubflowError):
 class UnavailableError(TemporaryError):
     """The database, the object storage or the container engine does not answer. That is nobody's message's fault: it costs no
     try, and no message is parked because of it, however long it lasts."""
+
+
+class InUseError(TemporaryError):
+    """What is to be removed is still used, and whoever uses it may wait for something that is away. Handlers are retried with
+    the usual delays, the last of them again and again: no message is parked because of it."""
 
 
 class PermanentError(HubflowError):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from prometheus_client import Histogram
 
-from shared.bus.protocol import Consumer, Message
-from shared.errors import PermanentError, TemporaryError, UnavailableError
+from shared.bus.protocol import RETRY_DELAYS, Consumer, Message
+from shared.errors import InUseError, PermanentError, TemporaryError, UnavailableError
 from shared.log import get_logger
 from shared.text import fit
 
@@ -51,6 +51,8 @@ async def handle(consumer: Consumer, message: Message) -> Verdict:
             await consumer.handler(message)
     except UnavailableError as error:
         return _wait(consumer, message, _text(error))
+    except InUseError as error:
+        return _until_free(consumer, message, _text(error))
     except TemporaryError as error:
         return _again(consumer, message, _text(error), error.delay)
     except PermanentError as error:
@@ -83,6 +85,17 @@ def _wait(consumer: Consumer, message: Message, reason: str) -> Verdict:
     wait = max(consumer.retry_delays[:OUTAGE_DELAYS], default=1.0)
     _log.warning("message waits for a server", queue=consumer.name, topic=message.topic, seconds=wait, reason=reason)
     return Verdict(retry_after=_spread(wait), tries=message.tries - 1, reason=reason)
+
+
+def _until_free(consumer: Consumer, message: Message, reason: str) -> Verdict:
+    """Others use it, who knows how long. The delays grow like those of any failure, but no try is the last."""
+    delays = consumer.retry_delays or RETRY_DELAYS
+    tries = min(message.tries, len(delays))
+    wait = delays[tries - 1]
+    _log.warning(
+        "message waits until others have done", queue=consumer.name, topic=message.topic, seconds=wait, reason=reason
+    )
+    return Verdict(retry_after=_spread(wait), tries=tries, reason=reason)
 
 
 def _text(error: Exception) -> str:

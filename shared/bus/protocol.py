@@ -44,8 +44,8 @@ class DeadMessage:
 
 
 Handler = Callable[[Message], Awaitable[None]]
-"""Returns: handled (and committed). TemporaryError: again later. PermanentError: parked at once. Anything else is a bug:
-retried, then parked."""
+"""Returns: handled (and committed). TemporaryError: again later, and after the last try parked, unless it is one of those that
+`shared.errors` says are never. PermanentError: parked at once. Anything else is a bug: retried, then parked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shared.errors import PermanentError, TemporaryError
+from shared.errors import InUseError, PermanentError, TemporaryError
 from shared.runtime import docker_body as body
 from shared.runtime.allowed import Allowed
 from shared.runtime.docker_read import Reader
@@ -143,14 +143,18 @@ class DockerRuntime:
             await self._starter.services.remove(name)
 
     async def remove_shared_directory(self, name: str) -> None:
-        """See the protocol. Raises TemporaryError while a container that has not been removed uses it."""
+        """See the protocol."""
         if not name:
             raise PermanentError("a shared directory has a name", reason=Reason.BAD_INPUT)
         try:
             await self._engine.call("DELETE", f"/volumes/{body.shared_volume(self._installation, name)}")
         except EngineError as error:
+            text = f"the engine cannot remove the shared directory {name}: {error}"
+            if error.status == 409:
+                # A container whose log is not stored yet, and that may take as long as object storage is away.
+                raise InUseError(text) from error
             if error.status != 404:
-                raise TemporaryError(f"the engine cannot remove the shared directory {name}: {error}") from error
+                raise TemporaryError(text) from error
 
     async def list(self) -> list[Observation]:
         """See the protocol."""

@@ -180,7 +180,8 @@ class Runtime(Protocol):
         ...
 
     async def remove_shared_directory(self, name: str) -> None:
-        """Remove the directory that containers of one run shared. Unknown: no error."""
+        """Remove the directory that containers of one run shared. Unknown: no error. May raise InUseError while one of them
+        has not been removed."""
         ...
 
     async def ping(self) -> None:

@@ -14,7 +14,7 @@ from shared.bus.amqp import open_amqp_bus
 from shared.bus.memory import MemoryBus
 from shared.bus.protocol import Bus, Consumer, DeadMessage, Message, topic_matcher
 from shared.clock import new_id
-from shared.errors import PermanentError, TemporaryError, UnavailableError
+from shared.errors import InUseError, PermanentError, TemporaryError, UnavailableError
 
 QUICK = (0.05, 0.05)
 """Delays of the tests; RabbitMQ rounds them up to its shortest delay queue."""
@@ -215,6 +215,22 @@ async def test_t77_a_server_that_is_away_costs_no_try_however_long_it_lasts(bus:
     sent = message()
     publishing = asyncio.ensure_future(bus.publish(sent))
     assert [(m.id, m.tries) for m in await hearing.until(6)] == [(sent.id, tries) for tries in (1, 1, 1, 1, 1, 2)]
+    await publishing
+    assert await bus.dead() == []
+
+
+async def test_what_others_still_use_is_tried_until_they_have_done_and_never_parked(bus: Bus) -> None:
+    """Shared volumes stayed for ever if object storage was away: their containers waited for it, and they for these."""
+    answers = iter([InUseError("the volume is in use")] * 5 + [None])
+
+    async def act(_: Message) -> None:
+        if (error := next(answers)) is not None:
+            raise error
+
+    hearing = Hearing(act)
+    await bus.consume(Consumer("one", ["#"], hearing, retry_delays=QUICK))
+    publishing = asyncio.ensure_future(bus.publish(message()))
+    assert [m.tries for m in await hearing.until(6)] == [1, 2, 3, 3, 3, 3]
     await publishing
     assert await bus.dead() == []
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from shared.errors import ConfigurationError, PermanentError, TemporaryError
+from shared.errors import ConfigurationError, InUseError, PermanentError, TemporaryError
 from shared.runtime import docker_body as body
 from shared.runtime.engine import EngineError
 from shared.runtime.protocol import Phase, Resources
@@ -608,6 +608,17 @@ async def test_a_bare_image_with_a_strange_user_and_a_read_only_root_works(docke
         assert await read(docker, name) == b"y\n"
         await docker.remove(name)
         await docker.remove_shared_directory(shared)
+
+
+@pytest.mark.servers
+async def test_a_shared_directory_whose_containers_are_there_is_in_use(docker, docker_watcher):
+    name, shared = new_name(), f"run-{uuid.uuid4().hex}"
+    await docker.start(spec(name, "true", shared=shared))
+    await docker_watcher.until(name, Phase.FINISHED)
+    with pytest.raises(InUseError, match=shared):
+        await docker.remove_shared_directory(shared)
+    await docker.remove(name)
+    await docker.remove_shared_directory(shared)
 
 
 @pytest.mark.servers
