@@ -34,10 +34,8 @@ from shared.batching import Batcher
 from shared.bus.protocol import Consumer, Message
 from shared.embedded import S3Address
 from shared.errors import TemporaryError
-from shared.events import JobFinished, JobReady, JobSubmitted, RunCreated, RunFinished
-from shared.outcomes import Outcome, record_outcomes
-from shared.runtime.protocol import ContainerSpec
 from shared.events import JobFinished, JobReady, JobSubmitted, RunCreated, RunFinished, encode
+from shared.outcomes import Outcome, record_outcomes
 from shared.runtime.protocol import ContainerSpec, Observation, Phase
 from tests.integration.jobs import ROOT, TENANT, House, container_of, opened_house, tasks_of, until
 
