@@ -29,8 +29,8 @@ class TemporaryError(HubflowError):
 
 
 class UnavailableError(TemporaryError):
-    """The database, the object storage or the container engine does not answer. That is nobody's message's fault: it costs no
-    try, and no message is parked because of it, however long it lasts."""
+    """The database, the object storage, the container engine or the cluster's API does not answer. That is nobody's message's
+    fault: it costs no try, and no message is parked because of it, however long it lasts."""
 
 
 class InUseError(TemporaryError):

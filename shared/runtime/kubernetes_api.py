@@ -21,7 +21,7 @@ from typing import Any
 import aiohttp
 from prometheus_client import Counter as Metric
 
-from shared.errors import TemporaryError
+from shared.errors import TemporaryError, UnavailableError
 from shared.runtime.kubernetes_access import Access, Server, find_server
 
 CLOCK_EVERY = 10.0
@@ -99,7 +99,7 @@ class Api:
                     return json.loads(await response.read())
             except _BusyError as error:
                 if time.monotonic() - began > PATIENCE:
-                    raise TemporaryError(str(error), delay=error.after or None) from error
+                    raise UnavailableError(str(error), delay=error.after or None) from error
                 await asyncio.sleep(min(LONGEST_PAUSE, max(error.after, pause * (0.5 + random.random()))))  # noqa: S311
                 pause *= 2
 

@@ -346,5 +346,6 @@ def logged_errors(place: Place) -> Counter[str]:
         for line in replica.log.read_text(errors="replace").splitlines():
             if '"level": "error"' in line:
                 with contextlib.suppress(ValueError):
-                    counts[f"errors logged: {replica.name}: {json.loads(line)['event']}"] += 1
+                    first, *_ = str(json.loads(line)["event"]).splitlines() or [""]
+                    counts[f"errors logged: {replica.name}: {re.sub(r'0x[0-9a-f]+', '0x…', first)[:200]}"] += 1
     return counts

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from shared.errors import PermanentError, TemporaryError
+from shared.errors import PermanentError, TemporaryError, UnavailableError
 from shared.oci import open_registry_client, parse_reference
 from shared.runtime import kubernetes_api, kubernetes_logs, kubernetes_read
 from shared.runtime import kubernetes_body as body
@@ -488,7 +488,7 @@ async def test_t90_a_server_that_stays_busy_is_temporary(kubernetes_place, clust
     monkeypatch.setattr("shared.runtime.kubernetes_api.PATIENCE", 0.5)
     async with through(kubernetes_place, cluster) as (between, runtime, _):
         between.refuse_writes = 429
-        with pytest.raises(TemporaryError, match="busy"):
+        with pytest.raises(UnavailableError, match="busy"):
             await runtime.start(spec(new_name(), "true"))
         between.refuse_writes = 0
 
