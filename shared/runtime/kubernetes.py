@@ -15,7 +15,6 @@ import contextlib
 import math
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from shared.errors import PermanentError, TemporaryError
@@ -184,21 +183,19 @@ class KubernetesRuntime:
     # ending
 
     async def stop(self, name: str, grace: float) -> None:
-        """See the protocol. What runs is ended by its node, and its log is kept; `watch` sees to it that this happens."""
+        """See the protocol. What runs, or is about to, is ended by its node, and its log is kept; `watch` sees to it that this
+        happens."""
         pod = await self._find(name)
         now = self.api.now()
-        if pod is None or pod.vanishing or pod.deleted is not None or pod.end_by is not None or is_over(pod, now):
+        if pod is None or pod.vanishing or pod.deleted is not None or pod.ending is not None or is_over(pod, now):
             return
-        seconds = max(1, math.ceil(grace))
-        if "running" not in pod.job:
-            await self._end(pod, Reason.CANCELLED, "stopped before it had started", seconds)
-            return
-        message = "killed when its time to end itself was over"
-        if seconds < pod.grace:
-            # Its node would wait longer; this way its log may go with it.
+        seconds, running = max(1, math.ceil(grace)), "running" in pod.job
+        message = "killed when its time to end itself was over" if running else "stopped before it had started"
+        if not pod.node or (running and seconds < pod.grace):
+            # No node has it; or its node would wait longer, and this way its log may go with it.
             await self._end(pod, Reason.CANCELLED, message, seconds)
             return
-        patch = body.ending(pod.uid, Reason.CANCELLED, message, now + timedelta(seconds=pod.grace))
+        patch = body.ending(pod.uid, Reason.CANCELLED, message, now)
         with contextlib.suppress(_MissingError):
             await self._ask("PATCH", _path(pod), body=patch, content_type=MERGE, brief=True)
 
@@ -215,8 +212,9 @@ class KubernetesRuntime:
         if pod is None:
             return
         path, over = _path(pod), is_over(pod, self.api.now())
-        if pod.deleted is None or "terminated" not in pod.job:  # else it goes with the release, and its Secret with it
-            if pod.end_by is None:
+        told = "terminated" in pod.job or pod.phase in {"Failed", "Succeeded"}
+        if pod.deleted is None or not told:  # else it goes with the release, and its Secret with it
+            if pod.ending is None:
                 # Not left to Kubernetes' garbage collector, which would do 20 a second; that is enough for what was stopped.
                 with contextlib.suppress(_MissingError):
                     await self._ask("DELETE", f"/api/v1/namespaces/{pod.namespace}/secrets/{pod.secret}", brief=True)

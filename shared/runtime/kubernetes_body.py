@@ -29,8 +29,8 @@ FINALIZER = f"{DOMAIN}/outcome"
 ENDED_REASON = f"{DOMAIN}/ended-reason"
 """Annotation of a pod that we have ended: why. One without it was ended by somebody else."""
 ENDED_MESSAGE = f"{DOMAIN}/ended-message"
-END_BY = f"{DOMAIN}/end-by"
-"""Annotation of a pod whose node is to end it: until when, by the API server's clock."""
+ENDING_SINCE = f"{DOMAIN}/ending-since"
+"""Annotation of a pod whose node was told to end it: when, by the API server's clock."""
 MEMORY = f"{DOMAIN}/memory"
 JOB = "job"
 """Name of the container that runs the component."""
@@ -377,11 +377,11 @@ def mark(uid: str, reason: str, message: str) -> dict[str, Any]:
     return {"metadata": {"uid": uid, "annotations": {ENDED_REASON: reason, ENDED_MESSAGE: message[:1000]}}}
 
 
-def ending(uid: str, reason: str, message: str, end_by: datetime) -> dict[str, Any]:
+def ending(uid: str, reason: str, message: str, since: datetime) -> dict[str, Any]:
     """Patch: this very pod's time is over. Its node ends it, with the grace of its spec, and keeps its log: of a pod that is
     deleted it removes the log as soon as the job has ended."""
     patch = mark(uid, reason, message)
-    patch["metadata"]["annotations"][END_BY] = end_by.isoformat()
+    patch["metadata"]["annotations"][ENDING_SINCE] = since.isoformat()
     return patch | {"spec": {"activeDeadlineSeconds": 1}}
 
 

@@ -21,6 +21,9 @@ LEAVING_PATIENCE = timedelta(seconds=20)
 """How long after its grace a deleted pod may be silent before its node counts as lost."""
 ENDING_PATIENCE = timedelta(seconds=10)
 """How long after its grace a pod that its node was to end may go on before it is deleted."""
+STARTING_PATIENCE = timedelta(seconds=2)
+"""The same for one that does not run: kubelet, which may be pulling or mounting, hears of a deletion at once. One that starts
+at that very moment is ended, and keeps its log."""
 PULL_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull",
                           "RegistryUnavailable", "ImageInspectError", "SignatureValidationFailed"})  # fmt: skip
 CREATE_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError",
@@ -69,8 +72,8 @@ class Pod:
     """What the scheduler says while it finds no node."""
     mark: str
     mark_message: str
-    end_by: datetime | None
-    """We have told its node to end it, and that was to be done by then."""
+    ending: datetime | None
+    """When we told its node to end it."""
     memory: int
 
     @property
@@ -120,7 +123,7 @@ def pod_of(document: Mapping[str, Any]) -> Pod:
         unschedulable=scheduled.get("message", "") if scheduled.get("status") == "False" else "",
         mark=notes.get(body.ENDED_REASON, ""),
         mark_message=notes.get(body.ENDED_MESSAGE, ""),
-        end_by=moment(notes.get(body.END_BY)),
+        ending=moment(notes.get(body.ENDING_SINCE)),
         memory=int(notes.get(body.MEMORY) or 0),
     )
 
@@ -323,7 +326,10 @@ def hopeless(pod: Pod, now: datetime, pull_seconds: float, create_seconds: float
 
 def overdue(pod: Pod, now: datetime) -> bool:
     """Has its node not ended it in time? It is lost, or no kubelet (simulated, or virtual)."""
-    return pod.end_by is not None and pod.deleted is None and now > pod.end_by + ENDING_PATIENCE
+    if pod.ending is None or pod.deleted is not None:
+        return False
+    patience = timedelta(seconds=pod.grace) + ENDING_PATIENCE if "running" in pod.job else STARTING_PATIENCE
+    return now > pod.ending + patience
 
 
 def _failed_service(pod: Pod) -> tuple[str, str] | None:

@@ -176,11 +176,17 @@ def test_a_deleted_pod_is_lost_only_when_its_node_stays_silent() -> None:
 
 def test_a_stopped_pod_is_overdue_only_when_its_node_has_had_its_time() -> None:
     patch = body.ending("u", "Cancelled", "stopped", NOW)
-    told = pod_of(pod(phase="Running", notes=patch["metadata"]["annotations"], containerStatuses=state(running={})))
-    assert [overdue(told, NOW + timedelta(seconds=seconds)) for seconds in (0, 9, 11)] == [False, False, True]
-    leaving = pod(phase="Running", notes=patch["metadata"]["annotations"], deleted="2026-11-25T12:00:00Z")
+    notes = patch["metadata"]["annotations"]
+    told = pod(phase="Running", notes=notes, containerStatuses=state(running={}))
+    told["spec"]["terminationGracePeriodSeconds"] = 15
+    assert [overdue(pod_of(told), NOW + timedelta(seconds=seconds)) for seconds in (0, 24, 26)] == [False, False, True]
+    pulling = pod_of(pod(phase="Pending", notes=notes, containerStatuses=state(waiting={})))
+    assert [overdue(pulling, NOW + timedelta(seconds=seconds)) for seconds in (0, 1, 3)] == [False, False, True]
+    leaving = pod(phase="Running", notes=notes, deleted="2026-11-25T12:00:00Z")
     assert not overdue(pod_of(leaving), NOW + timedelta(hours=1))
-    by_hand = pod(phase="Running", notes={body.END_BY: "2026-11-25T12:00:00"}, containerStatuses=state(running={}))
+    by_hand = pod(
+        phase="Running", notes={body.ENDING_SINCE: "2026-11-25T12:00:00"}, containerStatuses=state(running={})
+    )
     assert not overdue(pod_of(by_hand), NOW + timedelta(hours=1))
 
 
