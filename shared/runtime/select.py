@@ -14,7 +14,7 @@ from shared.runtime.docker_body import OFFER as DOCKER_OFFER
 from shared.runtime.process import ProcessRuntime
 from shared.runtime.protocol import Runtime
 from shared.runtime.wrapper import binary_for
-from shared.settings import KubernetesSettings, RuntimeSettings
+from shared.settings import KINDS, KubernetesSettings, RuntimeSettings
 
 DOCKER_HOST = "unix:///var/run/docker.sock"
 ANSWER_WITHIN = 1.0
@@ -75,8 +75,10 @@ def config_of(
 async def open_runtime(config: RuntimeConfig) -> Runtime:
     """The runtime of this configuration, not yet asked anything (but by `auto`). The caller closes it.
 
-    Raises ConfigurationError for a wrapper that is missing.
+    Raises ConfigurationError for a kind that does not exist or a wrapper that is missing.
     """
+    if config.kind not in KINDS:
+        raise ConfigurationError(f"runtime {config.kind!r} does not exist; choose one of {', '.join(KINDS)}")
     if config.kind == "kubernetes":
         from shared.runtime.kubernetes_config import open_kubernetes  # its client takes a second to load
 
