@@ -201,6 +201,10 @@ async def _settle(
     findings: evidence.Findings, place: Place, database: Database, heard: Subscriber, told: Callable[[str], None]
 ) -> None:
     """Wait until nothing is under way; what still is after a long time is left over."""
+    # A fourth try comes ten minutes after the third: nobody waits for that here, but it must be written down as due.
+    await database.execute(
+        "UPDATE deliveries SET next_try_at = now() WHERE state = 'waiting' AND holder IS NULL AND tries > 2"
+    )
     deadline, said = time.monotonic() + SETTLE_SECONDS, time.monotonic()
     while left := await evidence.unsettled(place, database):
         if time.monotonic() > deadline:
