@@ -13,9 +13,11 @@ from shared.errors import TemporaryError
 from shared.log import get_logger
 
 LOOK_EVERY = 60.0
+"""Seconds between two looks."""
 SENT_BEFORE = 600.0
 """Seconds since an event was sent (the last time) after which it counts as lost: a queue of ten thousand drains in less."""
 LIMIT = 500
+"""Events that one look gives back at most."""
 _log = get_logger("scheduler")
 
 _SEND_AGAIN = """

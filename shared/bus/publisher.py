@@ -11,6 +11,7 @@ A message that AMQP cannot carry fails alone: what was published with it leaves 
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,8 @@ CONFIRM_TIMEOUT = 30.0
 """Seconds until a message that was not confirmed counts as not sent."""
 
 _BROKER_ERRORS = (*aio_pika.exceptions.CONNECTION_EXCEPTIONS, aiormq.exceptions.AMQPError, TimeoutError)
+_UNWRITABLE = (TypeError, ValueError, struct.error)
+"""What pamqp raises for values that AMQP has no form for."""
 _log = get_logger("bus")
 
 
@@ -90,12 +93,11 @@ class Publisher:
             waiting, self._waiting = self._waiting, []
             if payload := b"".join(self._written(channel, each) for each in waiting):
                 await _write(channel, ChannelFrame(payload=payload, should_close=False))
-        except _BROKER_ERRORS as error:
-            self._fail_all(waiting, error)
         except BaseException as error:
-            # A bug, or this task is cancelled: nobody may be left waiting for what is not on its way.
+            # Also of a bug, or when this task is cancelled: nobody may be left waiting for what is not on its way.
             self._fail_all(waiting, error)
-            raise
+            if not isinstance(error, _BROKER_ERRORS):
+                raise
         else:
             asyncio.get_running_loop().call_later(CONFIRM_TIMEOUT, _give_up, waiting)
 
@@ -123,7 +125,7 @@ class Publisher:
         """The message as it goes over the wire; nothing of one that cannot, which fails."""
         try:
             payload = _payload(channel, each)
-        except Exception as error:
+        except _UNWRITABLE as error:
             _refuse(each, error)
             return b""
         # Counted only now: the broker counts what reaches it.

@@ -163,6 +163,12 @@ class Place:
         leaving = [each for each in found if each.get("deletionTimestamp") and not each.get("finalizers")]
         return [each["name"] for each in found if each not in leaving]
 
+    async def until_gone(self, name: str) -> None:
+        """Wait until nothing of a container is left."""
+        async with asyncio.timeout(60):
+            while await self.traces(name):
+                await asyncio.sleep(0.1)
+
     async def traces(self, name: str) -> list[str]:
         """All that is still there of a container."""
         if self.kind == "process":

@@ -37,12 +37,6 @@ def web(place: Place, port: int, *, before: str = "", **more) -> ServiceSpec:
     return service(place, script, more.pop("name", "db"), port=port, **more)
 
 
-async def until_gone(place: Place, name: str) -> None:
-    async with asyncio.timeout(60):
-        while await place.traces(name):
-            await asyncio.sleep(0.1)
-
-
 async def test_a_job_begins_when_its_service_takes_connections_and_reaches_it(place, runtime, watcher):
     name = new_name()
     ready_late = web(place, 5432, before="sleep 2;", env={"TOLD": "it is=me"})
@@ -54,7 +48,7 @@ async def test_a_job_begins_when_its_service_takes_connections_and_reaches_it(pl
     assert printed.startswith("it is=me\n")
     assert any(line.split()[:2] == ["127.0.0.1", "db"] for line in printed.splitlines() if line.split())
     await runtime.remove(name)
-    await until_gone(place, name)
+    await place.until_gone(name)
 
 
 async def test_services_start_in_order_and_ready_by_a_command(place, runtime, watcher):
@@ -84,7 +78,7 @@ async def test_t14_a_service_that_never_ends_does_not_hold_the_job(place, runtim
             while await services():
                 await asyncio.sleep(0.05)
     await runtime.remove(name)
-    await until_gone(place, name)
+    await place.until_gone(name)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +98,7 @@ async def test_a_service_that_does_not_become_ready_fails_the_job_by_name(place,
     assert all(word in end.message for word in words), end.message
     assert end.result is None
     await runtime.remove(name)
-    await until_gone(place, name)
+    await place.until_gone(name)
 
 
 async def test_t09_a_services_image_that_does_not_exist_is_named(place, runtime, watcher):
@@ -114,7 +108,7 @@ async def test_t09_a_services_image_that_does_not_exist_is_named(place, runtime,
     assert end.reason == "ImagePull"
     assert "UPPER/case" in end.message
     await runtime.remove(name)
-    await until_gone(place, name)
+    await place.until_gone(name)
 
 
 async def test_stopped_while_services_become_ready_it_never_begins(place, runtime, watcher):
@@ -128,7 +122,7 @@ async def test_stopped_while_services_become_ready_it_never_begins(place, runtim
     await starting
     assert await read(runtime, name) == b""
     await runtime.remove(name)
-    await until_gone(place, name)
+    await place.until_gone(name)
 
 
 async def test_t37_starters_that_are_killed_leave_one_job_with_its_services(place, runtime, watcher):
@@ -147,7 +141,7 @@ async def test_t37_starters_that_are_killed_leave_one_job_with_its_services(plac
     assert await read(runtime, name) == b"once\n"
     assert len({seen.uid for seen in watcher.of(name) if seen.phase is Phase.RUNNING}) <= 1
     await runtime.remove(name)
-    await until_gone(place, name)
+    await place.until_gone(name)
 
 
 async def test_plain_processes_refuse_services(tmp_path, wrapper):
@@ -172,7 +166,7 @@ async def test_services_without_their_container_are_removed_after_a_while(docker
         await docker_place.remove_by_hand(name)
         assert len(await docker_place.traces(name)) == 2
         watching = Watcher(runtime)
-        await until_gone(docker_place, name)
+        await docker_place.until_gone(name)
         await watching.close()
 
 

@@ -735,6 +735,7 @@ async def test_t60_viewers_who_leave_are_forgotten(storing: Served, logged: tupl
     for socket in sockets:
         await socket.close()
     await until(lambda: readers() == 0)
+    assert (await acme.call("GET", path)).status == 200  # and whoever comes next is served
 
 
 async def test_artifacts_are_listed_and_fetched(storing: Served, logged: tuple[Client, str, str]) -> None:

@@ -214,11 +214,11 @@ async def get_job(call: Call, context: Context) -> web.Response:
     row = await store.job(context.database, run["id"], name)
     hidden = await context.masks.patterns(call.tenant, run["id"])
     attempts = [_attempt(each, hidden) for each in await store.attempts(context.database, run["id"], name)]
-    document = described["job"]
+    document, brief = described["job"], core.job_brief(row, described["stage"], name)
     return http.reply(
         {
-            **core.job_brief(row, described["stage"], name),
-            "message": masked((row["message"] if row is not None else "") or "", hidden),
+            **brief,
+            "message": masked(brief["message"], hidden),
             "inputs": document.get("inputs") or {},
             "component": document.get("component") or "",
             "outputs": next((each["outputs"] for each in reversed(attempts) if each["state"]), {}),
