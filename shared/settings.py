@@ -17,7 +17,7 @@ from shared.log import LEVELS
 from shared.runtime.allowed import Allowed
 from shared.runtime.docker_body import OFFER as DOCKER_OFFER
 from shared.runtime.kubernetes_options import OFFER as KUBERNETES_OFFER
-from shared.runtime.kubernetes_options import json_list, json_map, pairs
+from shared.runtime.kubernetes_options import json_list, json_map, networks, pairs
 
 KINDS = ("auto", "process", "docker", "kubernetes")
 """Where jobs can run."""
@@ -157,7 +157,7 @@ class KubernetesSettings:
     limits: str = setting("", 'LimitRange of each namespace: JSON such as {"default": {"memory": "1Gi"}}')
     egress: str = setting("0.0.0.0/0, ::/0", "networks that jobs may connect to; names are always resolved")
     egress_except: str = setting(
-        "169.254.0.0/16, fe80::/10", "networks among these that they may not: cloud metadata, for one"
+        "169.254.0.0/16, fe80::/10, fd00:ec2::254/128", "networks among these that they may not: cloud metadata, for one"
     )
     shared_class: str = setting("", "StorageClass (ReadWriteMany) of WORKFLOW_CACHE; empty: jobs cannot share a folder")
     shared_size: str = setting("10Gi", "size of such a volume")
@@ -191,6 +191,8 @@ _KUBERNETES_PARSED: Mapping[str, Callable[[str], object]] = {
     "tolerations": json_list,
     "quota": json_map,
     "limits": json_map,
+    "egress": networks,
+    "egress_except": networks,
 }
 
 

@@ -6,7 +6,7 @@ from shared.runtime.allowed import Allowed
 from shared.runtime.kubernetes import KubernetesConfig, KubernetesRuntime
 from shared.runtime.kubernetes_access import Access
 from shared.runtime.kubernetes_body import PodDefaults
-from shared.runtime.kubernetes_options import OFFER, json_list, json_map, pairs, words
+from shared.runtime.kubernetes_options import OFFER, json_list, json_map, networks, pairs, words
 from shared.runtime.kubernetes_place import Tenancy
 from shared.settings import KubernetesSettings, require_wrapper_image
 
@@ -41,8 +41,8 @@ def config_of(settings: KubernetesSettings, installation: str, default_image: st
             manage=settings.manage_namespaces,
             quota=json_map(settings.quota),
             limits=json_map(settings.limits),
-            egress=words(settings.egress),
-            egress_except=words(settings.egress_except),
+            egress=networks(settings.egress),
+            egress_except=networks(settings.egress_except),
             security="restricted" if settings.restricted else "baseline",
         ),
         allowed=Allowed.parse(settings.allow, OFFER),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from typing import Any
 
@@ -26,6 +27,16 @@ OFFER = Offer(
 def words(text: str) -> tuple[str, ...]:
     """What stands between commas."""
     return tuple(filter(None, (part.strip() for part in text.split(","))))
+
+
+def networks(text: str) -> tuple[str, ...]:
+    """IPv4 and IPv6 networks (10.0.0.0/8), separated by commas. Raises ValueError."""
+    for word in words(text):
+        try:
+            ipaddress.ip_network(word)
+        except ValueError as error:
+            raise ValueError(f"{error} (a network is written like 10.0.0.0/8)") from error
+    return words(text)
 
 
 def pairs(text: str) -> dict[str, str]:

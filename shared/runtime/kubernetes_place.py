@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import ipaddress
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ AGAIN = 300.0
 COUNTED_WITHIN = 10.0
 """Seconds that the cluster has for the first count of a quota."""
 _MANAGER = "hubflow"
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Tenancy:
     """LimitRange for containers: `default`, `defaultRequest`, `max`; empty: none."""
     egress: tuple[str, ...] = ("0.0.0.0/0", "::/0")
     """Where jobs may connect to; nobody connects to them."""
-    egress_except: tuple[str, ...] = ("169.254.0.0/16",)
+    egress_except: tuple[str, ...] = ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128")
     """But not there: where clouds hand out credentials, for one."""
     security: str = "baseline"
     """Pod Security level that the namespace enforces."""
@@ -58,6 +60,26 @@ class Tenancy:
     def everywhere(self) -> str:
         """The namespace to watch; "" for all."""
         return "" if self.per_tenant else self.namespace
+
+
+def ip_blocks(allowed: Iterable[str], but: Iterable[str]) -> list[dict[str, Any]]:
+    """Peers of a NetworkPolicy: the `allowed` networks without those of `but`.
+
+    The API server refuses an exception that does not lie within its network, so each network has only its own; one that is
+    an exception as a whole is left out.
+    """
+    exceptions = [ipaddress.ip_network(each) for each in but]
+    blocks = []
+    for network in map(ipaddress.ip_network, allowed):
+        if any(_within(network, each) for each in exceptions):
+            continue
+        inside = [str(each) for each in exceptions if _within(each, network)]
+        blocks.append({"ipBlock": {"cidr": str(network), **({"except": inside} if inside else {})}})
+    return blocks
+
+
+def _within(inner: _Network, outer: _Network) -> bool:
+    return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]
 
 
 class Namespaces:
@@ -137,16 +159,12 @@ class Namespaces:
         return parts
 
     def _policy(self) -> dict[str, Any]:
-        blocks = [self._block(network) for network in self._tenancy.egress]
+        blocks = ip_blocks(self._tenancy.egress, self._tenancy.egress_except)
         names = {"ports": [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]}
         egress: list[dict[str, Any]] = [names]
         if blocks:
             egress.append({"to": blocks})
         return {"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": [], "egress": egress}
-
-    def _block(self, network: str) -> dict[str, Any]:
-        same = [each for each in self._tenancy.egress_except if (":" in each) == (":" in network)]
-        return {"ipBlock": {"cidr": network, **({"except": same} if same else {})}}
 
     async def _apply_in(
         self, namespace: str, marks: Mapping[str, str], part: tuple[str, str, str, Mapping[str, Any]]

@@ -17,7 +17,7 @@ from shared.errors import ConfigurationError, PermanentError
 from shared.runtime import kubernetes_body as body
 from shared.runtime.allowed import Allowed
 from shared.runtime.kubernetes_options import OFFER
-from shared.runtime.kubernetes_place import Tenancy
+from shared.runtime.kubernetes_place import Tenancy, ip_blocks
 from shared.runtime.kubernetes_read import hopeless, observe, overdue, pod_of
 from shared.runtime.protocol import ContainerSpec, Phase, ServiceSpec
 from shared.settings import KubernetesSettings
@@ -129,6 +129,22 @@ def test_t89_settings_that_allow_what_does_not_exist_are_refused() -> None:
         load({"HUBFLOW_KUBERNETES_ALLOW": "hostPath"}, KubernetesSettings)
     with pytest.raises(ConfigurationError, match="TOLERATIONS"):
         load({"HUBFLOW_KUBERNETES_TOLERATIONS": "[1]"}, KubernetesSettings)
+
+
+def test_networks_that_are_none_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"EGRESS: .*host bits"):
+        load({"HUBFLOW_KUBERNETES_EGRESS": "10.0.0.1/8"}, KubernetesSettings)
+    with pytest.raises(ConfigurationError, match="EGRESS_EXCEPT"):
+        load({"HUBFLOW_KUBERNETES_EGRESS_EXCEPT": "metadata"}, KubernetesSettings)
+
+
+def test_a_network_has_only_exceptions_that_lie_within_it() -> None:
+    allowed = ["0.0.0.0/0", "10.0.0.0/8", "169.254.169.0/24", "::/0"]
+    assert ip_blocks(allowed, ["169.254.0.0/16", "10.1.0.0/16", "fe80::/10"]) == [
+        {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16", "10.1.0.0/16"]}},
+        {"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}},
+        {"ipBlock": {"cidr": "::/0", "except": ["fe80::/10"]}},
+    ]
 
 
 def test_t89_a_toleration_of_everything_is_not_one_of_a_key() -> None:
