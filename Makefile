@@ -60,7 +60,7 @@ bench-growth: $(VENV) $(WRAPPER)  ## replicas, a long queue, a million past runs
 	@scripts/packages.sh servers
 	.venv/bin/python -m bench.growth $(foreach part,$(PART),--part $(part)) $(if $(QUEUED),--queued $(QUEUED)) \
 	  $(if $(PAST),--past $(PAST)) $(if $(TENANTS),--tenants $(TENANTS)) $(if $(ROUNDS),--rounds $(ROUNDS))
-bench-kubernetes: $(VENV) $(WRAPPER)  ## what Hubflow adds to a pod; writes build/bench-kubernetes.json (root on Debian)
+bench-kubernetes: $(VENV) $(WRAPPER)  ## what Hubflow adds to a pod (half an hour); writes build/bench-kubernetes.json (root on Debian)
 	@scripts/packages.sh servers
 	@.venv/bin/python -m tests.cluster build >/dev/null
 	.venv/bin/python -m bench.kubernetes

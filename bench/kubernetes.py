@@ -5,6 +5,9 @@
 The floor is measured in the same run: a bare loop that creates pods with the very same containers, init container and all, and
 watches them end, without Hubflow, database, logs or finalizers. A simulated node (KWOK) ends a pod at once, so that the API
 server's pace is what is left. Everything else is real: RabbitMQ, PostgreSQL with fsync, S3, seven processes. Quote medians.
+
+`pod_without_wrapper_ms` is the same pod with the job's container alone: the difference is what init container and copy cost.
+`pod_image_volume_ms` has the wrapper mounted from its image, where the cluster can do that (HUBFLOW_CLUSTER_CONTAINERD=2.2.9).
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from shared.runtime.kubernetes_watch import Pods
 from shared.runtime.protocol import ContainerSpec
 from tests.cluster import NODE_ADDRESS, nodes
 from tests.cluster.images import job_images, wrapper_image
+from tests.cluster.programs import CONTAINERD
 from tests.e2e.system import System, open_system
 from tests.servers.kubernetes import WRAPPER, Kubernetes, found_kubernetes
 from tests.servers.rabbitmq import RabbitMQ, started_rabbitmq
@@ -47,6 +51,28 @@ SIMULATED = 20
 NAMESPACE = "hubflow-bench"
 INSTALLATION = "bench"
 CREATORS = 32
+
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def _same(spec: dict[str, Any]) -> None:
+    """As Hubflow makes it."""
+
+
+def _without_wrapper(spec: dict[str, Any]) -> None:
+    """The job's container alone: no init container, no volumes."""
+    [job] = spec["containers"]
+    spec |= {"initContainers": [], "volumes": [], "containers": [job | {"command": ["true"], "volumeMounts": []}]}
+
+
+def _with_image_volume(spec: dict[str, Any]) -> None:
+    """The wrapper mounted from its image instead of copied by an init container."""
+    [installer], [job] = spec["initContainers"], spec["containers"]
+    mount = {"name": "wrapper", "mountPath": f"{body.FOLDER}/bin"}
+    spec["initContainers"] = []
+    spec["volumes"].append({"name": "wrapper", "image": {"reference": installer["image"]}})
+    job["volumeMounts"].append(mount)
 
 
 class Bare:
@@ -85,18 +111,18 @@ class Bare:
                 await asyncio.sleep(0.1)
         await self._pods.synced()
 
-    async def run(self, count: int, *, one_by_one: bool = False) -> float:
-        """Seconds until all have ended; they are deleted afterwards, which does not count."""
+    async def run(self, count: int, *, one_by_one: bool = False, change: Change = _same) -> float:
+        """Seconds until all have ended; they are deleted afterwards, which does not count. `change`: of each pod's spec."""
         names = [f"bare-{uuid.uuid4().hex[:12]}" for _ in range(count)]
         gate = asyncio.Semaphore(CREATORS)
         with self._pods.listen() as ear:
             begin = time.perf_counter()
             if one_by_one:
                 for name in names:
-                    await self._create(name, gate)
+                    await self._create(name, gate, change)
                     await _ended(ear, {name})
             else:
-                await asyncio.gather(_ended(ear, set(names)), *(self._create(name, gate) for name in names))
+                await asyncio.gather(_ended(ear, set(names)), *(self._create(name, gate, change) for name in names))
             seconds = time.perf_counter() - begin
         await self.tidy()
         return seconds
@@ -131,10 +157,11 @@ class Bare:
             while not enough(len(self._pods.all())):
                 await ear.hear()
 
-    async def _create(self, name: str, gate: asyncio.Semaphore) -> None:
+    async def _create(self, name: str, gate: asyncio.Semaphore, change: Change = _same) -> None:
         spec = ContainerSpec(name, "", {"version": 1, "grace_s": 0}, {"tenant": "bench", "run": name})
         content = body.pod(spec, self._defaults, "nothing")
         del content["metadata"]["finalizers"]
+        change(content["spec"])
         async with gate:
             await self._api.call("POST", f"/api/v1/namespaces/{NAMESPACE}/pods", body=content)
 
@@ -197,6 +224,9 @@ async def real_node(cluster: Kubernetes, folder: Path, dsn: str, broker: RabbitM
             for number in range(rounds):
                 _add(figures, "pod_floor_ms", 1e3 * await bare.run(1))
                 _add(figures, "job_ms", 1e3 * await clock(client.run("one")))
+                _add(figures, "pod_without_wrapper_ms", 1e3 * await bare.run(1, change=_without_wrapper))
+                if CONTAINERD:
+                    _add(figures, "pod_image_volume_ms", 1e3 * await bare.run(1, change=_with_image_volume))
                 jobs += 1
                 if number < max(2, rounds // 3):
                     _add(figures, "ten_serial_floor_s", await bare.run(10, one_by_one=True))
@@ -394,9 +424,11 @@ async def main(rounds: int, many: list[int], present: int) -> dict[str, Any]:
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rounds", type=int, default=7, help="of the real node; 0 for none")
-    arguments.add_argument("--many", default="300,1000", help="workflows at once on simulated nodes; empty for none")
     arguments.add_argument(
-        "--present", type=int, default=0, help="memory with so many pods in the cluster; 0: not measured"
+        "--many", default="300,1000,5000", help="workflows at once on simulated nodes; empty for none"
+    )
+    arguments.add_argument(
+        "--present", type=int, default=10_000, help="memory with so many pods in the cluster; 0: not measured"
     )
     arguments.add_argument("--output", type=Path, default=Path("build/bench-kubernetes.json"))
     given = arguments.parse_args()

@@ -88,6 +88,8 @@ class Parts:
     tasks: Mapping[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
     """Name -> a function that goes on until it is cancelled."""
     routes: Sequence[web.AbstractRouteDef] = ()
+    leave: Callable[[], None] | None = None
+    """Called when the process begins to end: whatever waits in its handlers should be given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,9 @@ async def _run(
     try:
         await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
         health.ready = False
+        for part in parts:
+            if part.leave is not None:
+                part.leave()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(host.settings.shutdown_seconds):
                 await host.bus.stop_consuming()

@@ -23,6 +23,7 @@ from services.executor.components import Components
 from services.executor.config import ExecutorSettings
 from services.executor.core import Claim, Component, Facts, Place, Wanted
 from services.executor.transfers import overflow_of, transfers_of
+from services.executor.turns import Turns
 from shared import object_keys
 from shared.batching import Batcher
 from shared.bus.protocol import Message
@@ -44,6 +45,11 @@ NEVER_STARTED = 30.0
 may take."""
 GATHER_SUBMISSIONS = 0.02
 """Seconds for which job.submitted waits for others: nobody acts on it at once, and the end of a short job makes it no news."""
+IN_HAND = 4000
+"""Messages that wait here beyond those that are worked on: many more than HUBFLOW_SCHEDULER_MAX_READY, as nobody takes turns in
+the broker's queue."""
+SHORTEST_WAIT = 5.0
+"""Seconds that a start waits for its turn at least."""
 TRIES_BEFORE_REMINDER = 3
 """Tries of a start that cannot be yet. The wait for a fourth would be as long as that for the scheduler's reminder, and after
 the last the message would be parked: where there is no room for hours, one for each reminder."""
@@ -78,13 +84,15 @@ class Context:
     public_url: Any
     """A function that gives the console's address (known only once the process listens)."""
     models: store.Models
+    turns: Turns
 
     @classmethod
-    def of(cls, *, database: Database, runtime: Runtime, **others: Any) -> Context:
+    def of(cls, *, database: Database, runtime: Runtime, settings: ExecutorSettings, **others: Any) -> Context:
         """With its batches, which work on this database and runtime."""
         models = store.Models()
         return cls(
-            database=database, runtime=runtime, models=models, **others,
+            database=database, runtime=runtime, settings=settings, models=models, **others,
+            turns=Turns(settings.concurrency),
             submissions=Batcher(partial(submit, database=database, runtime=runtime), gather=GATHER_SUBMISSIONS),
             claims=Batcher(partial(store.claim, database=database, models=models)),
         )  # fmt: skip
@@ -107,26 +115,29 @@ async def on_job_ready(event: JobReady, context: Context) -> None:
     spec: ContainerSpec | None = None
     try:
         while True:
-            # The deadline counts from before the claim: what comes later may meet another attempt to start, or to stop.
-            deadline = loop.time() + context.settings.start_seconds
-            claiming = store.Claiming(container)
-            await context.claims.submit(claiming)
-            if claiming.found is None:
-                await _after_refused_claim(event, container, context)
-                return
-            claimed, running = claiming.found
-            stage, job = _place_in(claimed)
-            if job.builtin:
-                await _run_builtin(event, claimed, stage, job, context)
-                return
-            with _not_yet(container):
-                if spec is None and not running:
-                    spec = await _spec(event, claimed, stage, job, context)
-                accepted = spec is None or await _start(spec, deadline, context)
+            # A turn for each try: what waits for its image lets others go before.
+            last = patience - context.settings.start_seconds
+            async with context.turns.taken(event.tenant, max(SHORTEST_WAIT, last - loop.time())):
+                # The deadline counts from before the claim: what comes later may meet another attempt to start, or to stop.
+                deadline = loop.time() + context.settings.start_seconds
+                claiming = store.Claiming(container)
+                await context.claims.submit(claiming)
+                if claiming.found is None:
+                    await _after_refused_claim(event, container, context)
+                    return
+                claimed, running = claiming.found
+                stage, job = _place_in(claimed)
+                if job.builtin:
+                    await _run_builtin(event, claimed, stage, job, context)
+                    return
+                with _not_yet(container):
+                    if spec is None and not running:
+                        spec = await _spec(event, claimed, stage, job, context, deadline)
+                    accepted = spec is None or await _start(spec, deadline, context)
             if accepted:
                 await context.submissions.submit(Submitted(event, container, job.grace))
                 return
-            if loop.time() + context.settings.start_seconds > patience:
+            if loop.time() > last:
                 raise NotYetError(
                     f"the runtime has not accepted {container} yet; is an image being pulled?",
                     container=container,
@@ -205,7 +216,20 @@ async def _start(spec: ContainerSpec, deadline: float, context: Context) -> bool
     return True
 
 
-async def _spec(event: JobReady, claimed: Claim, stage: Stage, job: Job, context: Context) -> ContainerSpec:
+async def _spec(
+    event: JobReady, claimed: Claim, stage: Stage, job: Job, context: Context, deadline: float
+) -> ContainerSpec:
+    """Raises UnavailableError for what does not answer before the deadline: a place is held meanwhile."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await _composed(event, claimed, stage, job, context)
+    except TimeoutError as error:
+        raise UnavailableError(
+            f"{claimed.container} could not be described in time: does the object storage answer?"
+        ) from error
+
+
+async def _composed(event: JobReady, claimed: Claim, stage: Stage, job: Job, context: Context) -> ContainerSpec:
     place = _place(claimed, stage, job, context)
     facts, component, image, auth = await _gather(claimed, stage, job, place, context)
     composed = core.compose(claimed, stage, job, facts, component, place)

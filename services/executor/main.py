@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from services.executor.components import Components
 from services.executor.config import ExecutorSettings
-from services.executor.handlers import CONSUMER, Context, handle
+from services.executor.handlers import CONSUMER, IN_HAND, Context, handle
 from shared.bus.protocol import Consumer
 from shared.bus.topology import TOPICS
 from shared.service import Host, Parts, Service
@@ -23,9 +23,10 @@ async def open_executor(host: Host, settings: ExecutorSettings) -> AsyncIterator
             settings=settings, components=components, public_url=lambda: host.public_url,
         )  # fmt: skip
         consumer = Consumer(
-            CONSUMER, TOPICS[CONSUMER], functools.partial(handle, context=context), concurrency=settings.concurrency
-        )
-        yield Parts(consumers=[consumer])
+            CONSUMER, TOPICS[CONSUMER], functools.partial(handle, context=context),
+            concurrency=settings.concurrency + IN_HAND,
+        )  # fmt: skip
+        yield Parts(consumers=[consumer], leave=context.turns.close)
 
 
 SERVICE = Service(

@@ -6,13 +6,15 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, TypeVar
 
 from services.scheduler import core, saving, store
 from services.scheduler.admission import Full, Held, Quota, Request, Usage, admit_jobs, admit_run
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.model import Decision, Run
+from services.scheduler.window import Window, newly_ready
 from shared.batching import Batcher
 from shared.bus.protocol import Message
 from shared.clock import Clock
@@ -25,12 +27,19 @@ from shared.workflow.conditions import evaluate_condition, typed_inputs
 from shared.workflow.plan import ConcurrencyPlan
 
 CONSUMER = "scheduler"
+BROKEN_FOR = timedelta(minutes=5)
+"""After which a run that could not be worked on is tried again."""
+NEWCOMERS = 6
+"""Times the window, up to which tenants without any job may have one in: executors hold so many in hand."""
+TURN_SECONDS = 0.1
+"""How often those are looked at who wait for their turn to be started."""
 BATCH = 64
 """Most events in one transaction."""
 PASS_LIMIT = 100
 """Most runs that one look at what waits takes up."""
 
 _log = get_logger("scheduler")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,12 @@ class Context:
     released: set[str] = field(default_factory=set)
     """Tenants that gave something back: what waited there may fit now."""
     release: asyncio.Event = field(default_factory=asyncio.Event)
+    broken: dict[uuid.UUID, datetime] = field(default_factory=dict)
+    """Runs that cannot be worked on -> when to try them again."""
+    window: Window = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "window", Window(self.settings.max_ready))
 
 
 @dataclass(slots=True)
@@ -97,7 +112,9 @@ async def on_events(events: Sequence[Event], context: Context) -> None:
 async def _on_free_runs(events: Sequence[Event], context: Context) -> list[Event]:
     """One step of the runs that nothing limits, written by one statement. Returns the events of the other runs, and of those
     that somebody else has changed meanwhile."""
-    if context.settings.max_jobs:
+    window = context.window
+    room = await window.room(context.database) if window.limit else 0
+    if context.settings.max_jobs or window.closed:
         return list(events)
     ids = sorted({event.run for event in events if event.run})
     known = context.remembered.get(ids)
@@ -114,6 +131,8 @@ async def _on_free_runs(events: Sequence[Event], context: Context) -> list[Event
     for id in free:
         _go_on(work, id, now)
     changed = work.changed()
+    if window.limit and sum(newly_ready(loaded.run, run) for loaded, run in changed) > room:
+        return list(events)
     moved: Mapping[uuid.UUID, str] = {}
     if changed:
         ours = {run.id for _, run in changed}
@@ -121,6 +140,8 @@ async def _on_free_runs(events: Sequence[Event], context: Context) -> list[Event
             context.database, changed, [(each.run, each.id) for each in heard if each.run in ours], work.events
         )
         context.remembered.keep(changed, moved)
+        for loaded, run in changed:
+            window.let_in(loaded.run, run)
     quiet = free.keys() - {run.id for _, run in changed}
     left = [event for event in events if event.run in known and event.run not in moved and event.run not in quiet]
     # What means nothing to a run as we remember it may mean something to what another process has made of it since.
@@ -179,8 +200,13 @@ async def on_time(context: Context) -> int:
     now = context.clock.now()
     async with context.database.connection() as connection:
         ids = await store.due(connection, now, PASS_LIMIT)
-    if not ids:
-        return 0
+    await _one_by_one_if_need_be(
+        ids, partial(_tick, context=context, now=now), partial(_put_off, context=context, now=now)
+    )
+    return len(ids)
+
+
+async def _tick(ids: Sequence[uuid.UUID], context: Context, now: datetime) -> None:
     async with context.database.transaction() as tx:
         work = await _load(tx, context, ids, skip_locked=True)
         for run in list(work.now.values()):
@@ -189,7 +215,32 @@ async def on_time(context: Context) -> int:
         await _admit(tx, context, work)
         await _write(tx, work)
     _after_commit(context, work)
-    return len(ids)
+
+
+async def _put_off(run: uuid.UUID, context: Context, now: datetime) -> None:
+    async with context.database.connection() as connection:
+        await store.put_off(connection, run, now + BROKEN_FOR)
+
+
+async def _one_by_one_if_need_be(
+    ids: Sequence[uuid.UUID],
+    work: Callable[[Sequence[uuid.UUID]], Awaitable[_Result]],
+    give_up: Callable[[uuid.UUID], Awaitable[None]],
+) -> list[_Result]:
+    """Work on these runs together. A run that cannot be worked on (a bug, a state that a newer version has written) holds up no
+    other: then each has its own turn, and those that fail are given up, and logged (T28)."""
+    try:
+        return [await work(ids)] if ids else []
+    except TemporaryError:
+        raise
+    except Exception:
+        if len(ids) > 1:
+            return [each for id in ids for each in await _one_by_one_if_need_be([id], work, give_up)]
+        _log.exception(
+            "run cannot be worked on; tried again later", run=str(ids[0]), after_s=BROKEN_FOR.total_seconds()
+        )
+        await give_up(ids[0])
+        return []
 
 
 async def _time_may_decide(tx: Transaction, run: Run, context: Context) -> bool:
@@ -207,7 +258,8 @@ async def run_admission(context: Context) -> None:
     while True:
         everywhere = False
         try:
-            async with asyncio.timeout(context.settings.sweep_seconds):
+            patience = context.settings.sweep_seconds
+            async with asyncio.timeout(min(patience, TURN_SECONDS) if context.window.closed else patience):
                 await context.release.wait()
         except TimeoutError:
             everywhere = True
@@ -215,7 +267,8 @@ async def run_admission(context: Context) -> None:
         tenants = set(context.released)
         context.released.clear()
         try:
-            await admit_waiting(context, None if everywhere or context.settings.max_jobs else tenants)
+            everywhere = everywhere or bool(context.settings.max_jobs) or context.window.closed
+            await admit_waiting(context, None if everywhere else tenants)
         except TemporaryError as error:
             context.released.update(tenants)
             _log.warning("admission late", error=str(error))
@@ -237,11 +290,31 @@ async def _admit_page(context: Context, tenants: set[str] | None, full: Full) ->
     async with context.database.connection() as connection:
         if context.settings.max_jobs and await store.active_jobs(connection) >= context.settings.max_jobs:
             return False
-        among = None if tenants is None else sorted(tenants)
-        ids = await store.runs_waiting(connection, among, full, PASS_LIMIT)
+        if context.window.limit and not context.window.worth_a_look(await context.window.room(connection, exact=True)):
+            return False
+        now = context.clock.now()
+        broken = [id for id, until in context.broken.items() if until > now]
+        ids = await store.runs_waiting(
+            connection, None if tenants is None else sorted(tenants), full, PASS_LIMIT, broken
+        )
     if not ids:
         return False
     known = len(full)
+
+    async def give_up(run: uuid.UUID) -> None:
+        context.broken[run] = now + BROKEN_FOR
+
+    progress = await _one_by_one_if_need_be(ids, partial(_let_in, context=context, full=full), give_up)
+    grown = len(full) > known
+    if any(progress):  # what was let in may be over already, and then its places are free again
+        full.runs.clear()
+        full.jobs.clear()
+    # If nothing was let in and nothing found to be full, another process is looking at these.
+    return len(ids) == PASS_LIMIT and (any(progress) or grown)
+
+
+async def _let_in(ids: Sequence[uuid.UUID], context: Context, full: Full) -> bool:
+    """Whether any of these, in this order, got what it waits for."""
     async with context.database.transaction() as tx:
         work = await _load(tx, context, ids, skip_locked=True)
         work.full = full
@@ -251,12 +324,7 @@ async def _admit_page(context: Context, tenants: set[str] | None, full: Full) ->
         admitted = any(_progress(before[id], work.now[id]) for id in before)
         await _write(tx, work)
     _after_commit(context, work)
-    grown = len(full) > known
-    if admitted:  # what was let in may be over already, and then its places are free again
-        full.runs.clear()
-        full.jobs.clear()
-    # If nothing was let in and nothing found to be full, another process is looking at these.
-    return len(ids) == PASS_LIMIT and (admitted or grown)
+    return admitted
 
 
 # ---------------------------------------------------------------- the parts of a transaction
@@ -285,7 +353,10 @@ async def _write(tx: Transaction, work: _Work) -> None:
 
 
 def _after_commit(context: Context, work: _Work) -> None:
-    context.remembered.keep(work.changed(), work.revisions)
+    changed = work.changed()
+    context.remembered.keep(changed, work.revisions)
+    for loaded, run in changed:
+        context.window.let_in(loaded.run, run)
     _notice_release(context, work)
 
 
@@ -298,7 +369,7 @@ async def _admit(tx: Transaction, context: Context, work: _Work, *, ours_first: 
         if run.admitted_at is None and not run.state.final and run.ending_state is None
     ]
     limited = {run.tenant for run in work.now.values() if quotas[run.tenant] != Quota() or run.concurrency_group}
-    if context.settings.max_jobs:
+    if context.settings.max_jobs or (ours_first and context.window.limit):
         limited.add("")
     if limited:
         await store.lock_tenants(tx.connection, sorted(limited))
@@ -312,7 +383,10 @@ async def _admit(tx: Transaction, context: Context, work: _Work, *, ours_first: 
                 used[run.tenant] = _one_run_more(used[run.tenant])
         elif (run.reason, run.message) != (held.reason, held.message):
             work.take(core.hold(run, held.reason, held.message))
-    await _admit_jobs(tx, context, work, quotas, used, ours_first=ours_first)
+    room = await _room(tx, context, work, ours_first=ours_first)
+    served = _admit_jobs(context, work, quotas, used, room)
+    if served and "" in limited:
+        await store.note_served(tx.connection, served)
 
 
 async def _run_held(tx: Transaction, work: _Work, run: Run, quota: Quota, used: Usage | None) -> Held | None:
@@ -375,17 +449,13 @@ def _over(work: _Work, id: uuid.UUID) -> bool:
     return run is not None and run.state.final
 
 
-async def _admit_jobs(
-    tx: Transaction,
-    context: Context,
-    work: _Work,
-    quotas: Mapping[str, Quota],
-    used: dict[str, Usage],
-    *,
-    ours_first: bool,
-) -> None:
-    """Eligible jobs in the order of the runs; a job that ends at once may make others eligible, so go on until calm."""
-    room = await _room(tx, context, work, ours_first=ours_first)
+def _admit_jobs(
+    context: Context, work: _Work, quotas: Mapping[str, Quota], used: dict[str, Usage], room: _Room | None
+) -> set[str]:
+    """Eligible jobs in the order of the runs; a job that ends at once may make others eligible, so go on until calm.
+
+    Returns the tenants that got some of the room.
+    """
     served: set[str] = set()
     moved = True
     while moved:
@@ -402,32 +472,56 @@ async def _admit_jobs(
                 names, held, used[run.tenant] = admit_jobs(wanted, quotas[run.tenant], used[run.tenant])
                 if held is not None:
                     work.full.jobs.add(run.tenant)
-            if room is not None and len(names) > room:
-                names, held = (
-                    names[:room],
-                    Held(Reason.CAPACITY, f"all {context.settings.max_jobs} places of the installation are taken"),
-                )
+            if room is not None and names:
+                if (taken := room.take(run.tenant, len(names))) < len(names):
+                    names, held = names[:taken], Held(Reason.CAPACITY, room.why)
+                served |= {run.tenant} if names else set()
             if names:
                 moved = True
-                if room is not None:
-                    room -= len(names)
-                    served.add(run.tenant)
                 work.take(core.admit_jobs(run, names, context.clock.now(), work.evaluate[id]))
             run = work.now[id]
             if held and (rest := [name for name in run.eligible if run.jobs[name].message != held.message]):
                 work.take(core.hold_jobs(run, rest, held.reason, held.message))
-    if served:
-        await store.note_served(tx.connection, served)
+    return served
 
 
-async def _room(tx: Transaction, context: Context, work: _Work, *, ours_first: bool) -> int | None:
-    """How many jobs the installation has room for; None: any number. Nobody overtakes runs that wait for their turn."""
-    if not context.settings.max_jobs:
-        return None
-    if not ours_first and await store.jobs_waiting_elsewhere(tx.connection, list(work.now)):
-        context.release.set()
-        return 0
-    return max(0, context.settings.max_jobs - await store.active_jobs(tx.connection))
+@dataclass(slots=True)
+class _Room:
+    """For how many jobs the installation has room, and why for no more."""
+
+    places: int
+    why: str
+    newcomers: set[str] = field(default_factory=set)
+    """Tenants without any active job: each has room for one, whatever else there is."""
+
+    def take(self, tenant: str, wanted: int) -> int:
+        """How many of so many jobs of a tenant may begin."""
+        taken = min(wanted, max(self.places, 1 if tenant in self.newcomers else 0))
+        self.places = max(0, self.places - taken)
+        if taken:
+            self.newcomers.discard(tenant)
+        return taken
+
+
+async def _room(tx: Transaction, context: Context, work: _Work, *, ours_first: bool) -> _Room | None:
+    """None: for any number. Nobody overtakes runs that wait for their turn."""
+    room: _Room | None = None
+    if limit := context.settings.max_jobs:
+        room = _Room(0, f"all {limit} places of the installation are taken")
+        if not ours_first and await store.jobs_waiting_elsewhere(tx.connection, list(work.now)):
+            context.release.set()
+            return room
+        room.places = max(0, limit - await store.active_jobs(tx.connection))
+    if limit := context.window.limit:
+        free = await context.window.room(tx.connection, exact=ours_first)
+        if not ours_first and context.window.closed:
+            free = 0
+        if room is None or free < room.places:
+            room = _Room(free, f"{limit} jobs are about to start; this one waits for its turn")
+            if not free and not context.settings.max_jobs and context.window.ready < NEWCOMERS * limit:
+                # Executors let tenants take turns, so that one job of a tenant keeps no other waiting.
+                room.newcomers = await store.idle(tx.connection, {run.tenant for run in work.now.values()})
+    return room
 
 
 def _one_run_more(used: Usage) -> Usage:

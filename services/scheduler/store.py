@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -163,9 +163,15 @@ async def _carry_over(connection: Any, run: Run, origin: uuid.UUID) -> Run:
 
 
 async def lock_tenants(connection: Any, tenants: Sequence[str]) -> None:
-    """Whoever counts what tenants use, to let something in, does it alone. "" stands for the whole installation."""
-    for tenant in sorted(set(tenants)):
-        await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 1))", tenant)
+    """Whoever counts what tenants use, to let something in, does it alone. "" stands for the whole installation.
+
+    All in one statement, and in the same order everywhere (`OFFSET 0`: it is not sorted after locking).
+    """
+    await connection.execute(
+        "SELECT pg_advisory_xact_lock(key) FROM (SELECT DISTINCT hashtextextended(name, 1) AS key "
+        "FROM unnest($1::text[]) AS t (name) ORDER BY key OFFSET 0) AS keys",
+        list(tenants),
+    )
 
 
 async def usage(connection: Any, tenants: Sequence[str]) -> dict[str, Usage]:
@@ -189,6 +195,26 @@ async def active_jobs(connection: Any) -> int:
     """Active jobs of the whole installation."""
     count: int = await connection.fetchval("SELECT count(*) FROM jobs WHERE state IN ('ready', 'submitted', 'running')")
     return count
+
+
+async def idle(connection: Any, tenants: Collection[str]) -> set[str]:
+    """Those of the tenants that have no active job."""
+    rows = await connection.fetch(
+        "SELECT t.name FROM unnest($1::text[]) AS t (name) WHERE NOT EXISTS "
+        "(SELECT 1 FROM jobs WHERE tenant = t.name AND state IN ('ready', 'submitted', 'running'))",
+        list(tenants),
+    )
+    return {row["name"] for row in rows}
+
+
+async def jobs_about_to_start(connection: Any) -> tuple[int, bool]:
+    """How many jobs wait for an executor, and whether any waits for a place among these."""
+    row = await connection.fetchrow(
+        "SELECT (SELECT count(*) FROM jobs WHERE state = 'ready') AS ready, EXISTS "
+        "(SELECT 1 FROM jobs WHERE eligible_at IS NOT NULL AND state = 'waiting' AND reason = $1) AS waiting",
+        Reason.CAPACITY,
+    )
+    return row["ready"], row["waiting"]
 
 
 async def jobs_waiting_elsewhere(connection: Any, runs: Sequence[uuid.UUID]) -> bool:
@@ -223,18 +249,20 @@ async def asked_to_end(connection: Any, runs: Sequence[uuid.UUID]) -> set[uuid.U
     return {row["id"] for row in rows}
 
 
-async def runs_waiting(connection: Any, tenants: Sequence[str] | None, full: Full, limit: int) -> list[uuid.UUID]:
+async def runs_waiting(
+    connection: Any, tenants: Sequence[str] | None, full: Full, limit: int, but: Sequence[uuid.UUID] = ()
+) -> list[uuid.UUID]:
     """Runs that wait to be let in, or have jobs that do, in fair order: tenants take turns, those that hold least first, and of
     these the one that was served longest ago: a newcomer is before all who have ever had a turn.
 
-    `tenants` None: of all. Left out are those that wait for what is `full`.
+    `tenants` None: of all. Left out are those that wait for what is `full`, and those of `but`.
     """
     groups = sorted(full.groups)
     rows = await connection.fetch(
         """
         WITH waiting AS (
             SELECT r.id, r.tenant, r.number, row_number() OVER (PARTITION BY r.tenant ORDER BY r.number) AS turn FROM runs r
-            WHERE r.finished_at IS NULL AND ($1::text[] IS NULL OR r.tenant = ANY ($1)) AND (
+            WHERE r.finished_at IS NULL AND ($1::text[] IS NULL OR r.tenant = ANY ($1)) AND r.id <> ALL ($7::uuid[]) AND (
                 (r.state = 'pending' AND r.admitted_at IS NULL AND r.tenant <> ALL ($3::text[]) AND NOT EXISTS (
                     SELECT FROM unnest($5::text[], $6::text[]) AS f (tenant, name)
                     WHERE f.tenant = r.tenant AND f.name = r.concurrency_group))
@@ -252,6 +280,7 @@ async def runs_waiting(connection: Any, tenants: Sequence[str] | None, full: Ful
         sorted(full.jobs),
         [tenant for tenant, _ in groups],
         [group for _, group in groups],
+        list(but),
     )
     return [row["id"] for row in rows]
 
@@ -265,6 +294,11 @@ async def due(connection: Any, now: datetime, limit: int) -> list[uuid.UUID]:
     """Runs for which time will have changed something by `now`."""
     rows = await connection.fetch("SELECT id FROM runs WHERE wake_at <= $1 ORDER BY wake_at LIMIT $2", now, limit)
     return [row["id"] for row in rows]
+
+
+async def put_off(connection: Any, run: uuid.UUID, until: datetime) -> None:
+    """Time is not asked about this run before `until`."""
+    await connection.execute("UPDATE runs SET wake_at = $2 WHERE id = $1 AND finished_at IS NULL", run, until)
 
 
 async def decide(connection: Any, run: uuid.UUID, stage: str, decision: Decision) -> bool:

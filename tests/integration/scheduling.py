@@ -14,6 +14,7 @@ from shared.events import (
     Event,
     JobFinished,
     JobReady,
+    JobSubmitted,
     RunCancelRequested,
     RunCreated,
     StageDecided,
@@ -108,6 +109,12 @@ class Scheduling:
         place = {"tenant": event.tenant, "run": run, "stage": event.stage, "job": job, "attempt": event.attempt}
         reason = "" if state == "succeeded" else "ExitCode"
         await self.hear([JobFinished(**place, state=state, **{"reason": reason, **values})])
+
+    async def submit(self, run: uuid.UUID, job: str) -> None:
+        """An executor has started the job's container."""
+        event = [event for event in await self.told(run, JobReady) if event.job == job][-1]
+        place = {"tenant": event.tenant, "run": run, "stage": event.stage, "job": job, "attempt": event.attempt}
+        await self.hear([JobSubmitted(**place, container=f"{run}-{job}")])
 
     async def decide(self, run: uuid.UUID, stage: str, action: str) -> None:
         await self.hear([StageDecided(tenant="acme", run=run, stage=stage, action=action, by="ann")])

@@ -24,6 +24,7 @@ from services.executor.handlers import (
     on_job_stop_requested,
     on_run_finished,
 )
+from services.executor.main import open_executor
 from services.status_watcher.config import StatusWatcherSettings
 from services.status_watcher.core import SHARES
 from services.status_watcher.handlers import Context as WatcherContext
@@ -152,6 +153,52 @@ async def test_a_start_that_finds_no_room_is_left_to_the_scheduler_and_not_parke
     runtime.begun = Observation(container_of(ready), "u", Phase.PENDING, {})
     await asyncio.wait_for(bus.publish(told), 20)
     assert [each.tries for each in await bus.dead()] == [6]
+
+
+class Hanging:
+    """A runtime whose starts of these containers never return: their registry takes the connection and no more."""
+
+    name = "process"
+
+    def __init__(self, runtime: Any, hang: set[str]) -> None:
+        self._runtime, self._hang = runtime, hang
+        self.starting: set[str] = set()
+
+    async def start(self, spec: ContainerSpec) -> None:
+        if spec.name in self._hang:
+            self.starting.add(spec.name)
+            await asyncio.Event().wait()
+        await self._runtime.start(spec)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._runtime, name)
+
+
+async def test_t59_starts_that_hang_hold_up_neither_stops_nor_for_long_other_jobs(house: House) -> None:
+    """As many as are started at a time; the consumer is the executor's own."""
+    source = SIMPLE.replace('echo "hello', 'trap "exit 0" TERM; while :; do sleep 0.05; done; echo "hello')
+    running, *hanging, plain = [await house.ready(await house.run(source), "hello") for _ in range(4)]
+    runtime = Hanging(house.host.runtime, {container_of(ready) for ready in hanging})
+    house.host._runtime = runtime  # type: ignore[assignment]
+    settings = ExecutorSettings(concurrency=2, start_seconds=1.0)
+    async with open_executor(house.host, settings) as parts, watching(house):
+        await house.host.bus.consume(parts.consumers[0])
+        for ready in (running, *hanging):
+            house.host.bus.publish(Message(ready.id, ready.topic, encode(ready)))
+
+        async def all_hang() -> bool:
+            return len(runtime.starting) == 2 and bool(await house.told(running.run, JobSubmitted))
+
+        await until(all_hang)
+        stop = await house.stop(running)
+        await asyncio.wait_for(house.host.bus.publish(Message(stop.id, stop.topic, encode(stop))), 5)
+        assert (await house.finished(running, 5))["state"] == "cancelled"
+        await asyncio.wait_for(house.host.bus.publish(Message(plain.id, plain.topic, encode(plain))), 5)
+        assert await house.told(plain.run, JobSubmitted)
+        stop = await house.stop(plain)
+        await house.host.bus.publish(Message(stop.id, stop.topic, encode(stop)))
+        await house.finished(plain)
+        await house.host.bus.close()
 
 
 async def test_t24_a_start_that_was_not_told_is_told_by_the_next_delivery(house: House) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from services.scheduler import store
 from services.scheduler.clock import SLOW, DatabaseClock
-from services.scheduler.handlers import PASS_LIMIT
+from services.scheduler.handlers import PASS_LIMIT, on_time
 from services.scheduler.main import SERVICE
 from services.scheduler.store import lock_tenants
 from shared.db.database import Database, open_database
@@ -236,6 +236,86 @@ async def test_t42_a_newcomer_is_before_all_who_have_had_a_turn(database: str) -
             await scheduling.admission()
 
 
+async def test_t42_without_any_limit_a_newcomer_waits_for_few_jobs_only(database: str) -> None:
+    """Of those that may all run, no more are published than executors hold in hand: the rest waits where there are turns."""
+    async with open_database(database) as opened:
+        scheduling = Scheduling(opened, max_ready=4)
+        for tenant in ("acme", "busy"):
+            await scheduling.tenant(tenant)
+            await scheduling.workflow(ONE_JOB, tenant)
+        busy = [await scheduling.start("one", "busy") for _ in range(20)]
+        assert [bool(await scheduling.ready(run)) for run in busy] == [True] * 4 + [False] * 16
+        [held] = await opened.fetch("SELECT reason, message FROM jobs WHERE run = $1", busy[-1])
+        assert (held["reason"], held["message"]) == (
+            "Capacity",
+            "4 jobs are about to start; this one waits for its turn",
+        )
+        newcomer = [await scheduling.start("one", "acme") for _ in range(2)]
+        assert [await scheduling.ready(run) for run in newcomer] == [[("a", 1)], []], "one job, however full it is"
+        await scheduling.admission()
+        assert await scheduling.ready(newcomer[1]) == []
+        for run in busy[:2]:
+            await scheduling.submit(run, "a")
+        await scheduling.admission()
+        assert await scheduling.ready(newcomer[1]) == [("a", 1)], "who holds least is next"
+        for run in (*busy, *newcomer):  # and all of them come to their turn
+            if not await scheduling.ready(run):
+                await scheduling.admission()
+            await scheduling.finish(run, "a")
+            assert await scheduling.state(run) == "succeeded"
+        await scheduling.admission()
+        assert not scheduling.context.window.closed, "nobody waits any more, so that whoever comes need not wait either"
+
+
+async def test_a_wide_run_begins_with_as_many_jobs_as_there_is_room_for(database: str) -> None:
+    async with open_database(database) as opened:
+        scheduling = Scheduling(opened, max_ready=4)
+        await scheduling.tenant()
+        jobs = "".join(f"  - {{name: j{n}, script: 'true'}}\n" for n in range(10))
+        run = await scheduling.start(await scheduling.workflow(f"name: wide\nstages:\n- name: s\n  jobs:\n{jobs}"))
+        started = []
+        while (ready := await scheduling.ready(run)) != started:
+            assert len(ready) <= len(started) + 4
+            for job, _ in ready[len(started) :]:
+                await scheduling.finish(run, job)
+            started = ready
+            await scheduling.admission()
+        assert len(started) == 10
+        assert await scheduling.state(run) == "succeeded"
+
+
+async def test_t28_a_run_that_cannot_be_worked_on_holds_up_no_other(database: str) -> None:
+    """Neither where time decides nor where runs wait to be let in; and it goes on when it can be."""
+    async with open_database(database) as opened:
+        scheduling = Scheduling(opened, max_jobs=2)
+        await scheduling.tenant()
+        timed = ONE_JOB.replace("script: 'true'", "script: 'true'\n    pending_timeout: 60s")
+        odd = await scheduling.workflow(timed.replace("name: one", "name: odd"))
+        one = await scheduling.workflow(timed)
+        bad, held, good = await scheduling.start(odd), await scheduling.start(odd), await scheduling.start(one)
+        assert (await scheduling.ready(held), await scheduling.ready(good)) == ([("a", 1)], [])
+        [row] = await opened.fetch("SELECT plan FROM workflow_versions WHERE workflow = $1", odd)
+        await scheduling.finish(bad, "a")
+        await scheduling.admission()
+        assert await scheduling.ready(good) == [("a", 1)]
+        bad, waiting = await scheduling.start(odd), await scheduling.start(one)
+        await opened.execute("UPDATE workflow_versions SET plan = '{}' WHERE workflow = $1", odd)
+        scheduling.context = Scheduling(opened, max_jobs=2).context  # which has seen no plan yet
+        scheduling.context.clock.turn(61)
+        while await on_time(scheduling.context):
+            pass
+        assert await scheduling.told(good, JobStopRequested)
+        assert not await scheduling.told(held, JobStopRequested)
+        await scheduling.finish(good, "a", "cancelled", started=False)
+        await scheduling.admission()
+        assert (await scheduling.ready(bad), await scheduling.ready(waiting)) == ([], [("a", 1)])
+        await scheduling.finish(waiting, "a")
+        await opened.execute("UPDATE workflow_versions SET plan = $2 WHERE workflow = $1", odd, row["plan"])
+        scheduling.context.clock.turn(301)
+        await scheduling.admission()
+        assert await scheduling.ready(bad) == [("a", 1)]
+
+
 async def test_a_group_that_is_full_keeps_nobody_behind_its_runs_waiting(
     scheduling: Scheduling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -434,8 +514,6 @@ async def test_a_decision_and_the_time_limit_leave_one_outcome(scheduling: Sched
         "INSERT INTO decisions (run, stage, action, by) VALUES ($1, 'ask', 'approve', 'ann')", decided
     )
     scheduling.clock.turn(3601)
-    from services.scheduler.handlers import on_time
-
     await on_time(scheduling.context)
     assert await scheduling.state(expired) == "cancelled"
     assert await scheduling.state(decided) == "paused", "a person was quicker; the event is on its way"
@@ -532,6 +610,7 @@ async def test_t40_a_run_that_holds_several_kinds_of_places_frees_them_all(sched
 
 
 async def test_t49_a_thousand_jobs_with_outputs_make_no_row_or_message_large(scheduling: Scheduling) -> None:
+    scheduling.context.window.limit = 0  # all at once
     jobs = "".join(f"  - {{name: j{n}, script: 'true'}}\n" for n in range(1000))
     run = await scheduling.start(await scheduling.workflow(f"name: wide\nstages:\n- name: s\n  jobs:\n{jobs}"))
     ready = await scheduling.told(run, JobReady)
