@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,39 +79,36 @@ class KubernetesRuntime:
         """See the protocol. The cluster pulls the image later; that this fails is observed."""
         body.check_name(spec.name)
         self._config.allowed.check(spec.options)
-        data = body.secret_data(spec)
+        body.secret_data(spec)
         if spec.services:
             await self._check_sidecars()
         namespace = await self._namespaces.ready(spec.labels.get("tenant", ""))
         claim = await self._claim(spec, namespace) if spec.shared_directory else ""
-        secret = body.new_secret_name(spec.name)
-        content = body.pod(spec, self._config.defaults, secret, shared_claim=claim)
+        content = body.pod(spec, self._config.defaults, body.new_secret_name(spec.name), shared_claim=claim)
         for _ in range(100):
-            uid = await self._create_pod(spec.name, namespace, content)
-            if uid is None:
-                found = await self._get(namespace, spec.name)
-                if found is None:
+            made = await self._create_pod(spec.name, namespace, content)
+            if made is None:
+                made = await self._get(namespace, spec.name)
+                if made is None:
                     continue
-                if found.vanishing:
+                if made.vanishing:
                     # The end of an earlier one of this name.
                     await asyncio.sleep(LEAVING)
                     continue
-                if found.job.keys() & {"running", "terminated"} or found.deleted or found.mark:
+                if made.job.keys() & {"running", "terminated"} or made.deleted or made.mark:
                     return
-                uid, secret = found.uid, found.secret
-            await self._create_secret(spec, namespace, secret, uid, data)
+            await self._create_secret(spec, made)
             return
         raise TemporaryError(f"pod {spec.name} of an earlier start does not go away; is its node lost?")
 
-    async def _create_pod(self, name: str, namespace: str, content: dict[str, Any]) -> str | None:
-        """uid of the new pod; None if the name is taken."""
+    async def _create_pod(self, name: str, namespace: str, content: dict[str, Any]) -> Pod | None:
+        """The new pod, with the containers that the cluster has added to it; None if the name is taken."""
         try:
-            created = await self.api.call("POST", f"/api/v1/namespaces/{namespace}/pods", body=content, brief=True)
+            return pod_of(await self.api.call("POST", f"/api/v1/namespaces/{namespace}/pods", body=content))
         except ApiError as error:
             if error.reason == "AlreadyExists":
                 return None
             raise self._refused(name, namespace, error) from error
-        return str(created["metadata"]["uid"])
 
     def _refused(self, name: str, namespace: str, error: ApiError) -> Exception:
         text = f"the cluster refuses pod {name} in namespace {namespace}: {error}"
@@ -124,13 +121,12 @@ class KubernetesRuntime:
             self._namespaces.doubt(namespace)
         return TemporaryError(text)
 
-    async def _create_secret(
-        self, spec: ContainerSpec, namespace: str, name: str, uid: str, data: Mapping[str, bytes]
-    ) -> None:
+    async def _create_secret(self, spec: ContainerSpec, pod: Pod) -> None:
         """Give the pod what it waits for, unless somebody has."""
-        content = body.secret(spec, self._config.defaults, name, uid, data)
+        data = body.secret_data(spec, body.message_limit(pod.containers))
+        content = body.secret(spec, self._config.defaults, pod.secret, pod.uid, data)
         try:
-            await self.api.call("POST", f"/api/v1/namespaces/{namespace}/secrets", body=content, brief=True)
+            await self.api.call("POST", f"/api/v1/namespaces/{pod.namespace}/secrets", body=content, brief=True)
         except ApiError as error:
             if error.reason == "AlreadyExists":
                 return

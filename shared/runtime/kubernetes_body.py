@@ -44,7 +44,9 @@ DOCUMENT = "/.hubflow-job"
 DOCUMENT_VOLUME = "document"
 RESULT = "/dev/termination-log"
 MESSAGE_LIMIT = 4096
-"""Bytes that kubelet keeps of a termination message."""
+"""Bytes that kubelet keeps of a termination message at most."""
+MESSAGES_LIMIT = 12288
+"""Bytes that it keeps of all messages of a pod together; each container may have its share, also one that says nothing."""
 SHARED = "/workflow-cache"
 SHARED_TOO = "/workflow_cache"
 SERVICE = "service-"
@@ -287,12 +289,18 @@ def _volumes(defaults: PodDefaults, secret_name: str, shared_claim: str) -> list
     return volumes
 
 
-def secret_data(spec: ContainerSpec) -> dict[str, bytes]:
+def message_limit(containers: int) -> int:
+    """Bytes that kubelet keeps of the job's termination message in a pod of so many containers, init containers included."""
+    return min(MESSAGE_LIMIT, MESSAGES_LIMIT // containers)
+
+
+def secret_data(spec: ContainerSpec, message_limit: int = MESSAGE_LIMIT) -> dict[str, bytes]:
     """What the pod waits for: the job document, the variables of its services, and the accounts for pulling.
 
-    Raises PermanentError for what no Secret can hold; to be asked before there is a pod, which would wait in vain.
+    `message_limit`: largest result document in bytes. Raises PermanentError for what no Secret can hold; to be asked before
+    there is a pod, which would wait in vain. A smaller `message_limit` makes nothing larger.
     """
-    data = {_DOCUMENT_KEY: json.dumps(_document(spec)).encode()}
+    data = {_DOCUMENT_KEY: json.dumps(_document(spec, message_limit)).encode()}
     for service in spec.services:
         data |= {_service_key(service, name): value.encode() for name, value in service.env.items()}
     if accounts := _accounts(spec):
@@ -326,7 +334,7 @@ def secret(
     }
 
 
-def _document(spec: ContainerSpec) -> dict[str, Any]:
+def _document(spec: ContainerSpec, message_limit: int) -> dict[str, Any]:
     environment = dict(spec.document.get("env") or {})
     if spec.shared_directory:
         environment["WORKFLOW_CACHE"] = SHARED
@@ -336,7 +344,7 @@ def _document(spec: ContainerSpec) -> dict[str, Any]:
         "result_path": RESULT,
         "running_path": "",
         "output_path": f"{FOLDER}/outputs",
-        "message_limit": MESSAGE_LIMIT,
+        "message_limit": message_limit,
         "drain_log": True,
     }
 

@@ -75,6 +75,8 @@ class Pod:
     ending: datetime | None
     """When we told its node to end it."""
     memory: int
+    containers: int
+    """How many it has, init containers included, also those that the cluster has added."""
 
     @property
     def vanishing(self) -> bool:
@@ -125,6 +127,7 @@ def pod_of(document: Mapping[str, Any]) -> Pod:
         mark_message=notes.get(body.ENDED_MESSAGE, ""),
         ending=moment(notes.get(body.ENDING_SINCE)),
         memory=int(notes.get(body.MEMORY) or 0),
+        containers=sum(len(document["spec"].get(kind) or ()) for kind in ("containers", "initContainers")),
     )
 
 

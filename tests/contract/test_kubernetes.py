@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
+import json
 import signal
 from datetime import datetime, timedelta
 
 import pytest
+from aiohttp import web
 
 from shared.errors import PermanentError, TemporaryError, UnavailableError
 from shared.oci import open_registry_client, parse_reference
@@ -18,7 +20,7 @@ from shared.runtime import kubernetes_body as body
 from shared.runtime.kubernetes import KubernetesRuntime
 from shared.runtime.kubernetes_access import Access
 from shared.runtime.kubernetes_api import Api
-from shared.runtime.protocol import IncompleteLogError, Phase, Resources
+from shared.runtime.protocol import IncompleteLogError, Phase, Resources, ServiceSpec
 from tests.cluster import NODE, NODE_ADDRESS, REFUSING_REGISTRY, REGISTRY
 from tests.cluster.images import job_images
 from tests.cluster.nodes import TOLERATION, node
@@ -227,13 +229,60 @@ async def test_t14_a_neighbour_that_never_ends_does_not_hold_the_job(kubernetes_
     runtime, watcher = both
     wanted = spec(new_name(), "echo done")
     namespace = await runtime._namespaces.ready("t1")
-    secret = body.new_secret_name(wanted.name)
-    content = body.pod(wanted, runtime._config.defaults, secret)
+    content = body.pod(wanted, runtime._config.defaults, body.new_secret_name(wanted.name))
     mesh = {"name": "mesh", "image": runtime._config.defaults.default_image, "command": ["sleep", "1000"]}
     content["spec"]["containers"].append(mesh)
-    uid = await runtime._create_pod(wanted.name, namespace, content)
-    await runtime._create_secret(wanted, namespace, secret, uid, body.secret_data(wanted))
+    await runtime._create_secret(wanted, await runtime._create_pod(wanted.name, namespace, content))
     assert (await watcher.until(wanted.name, Phase.FINISHED)).exit_code == 0
+    await runtime.remove(wanted.name)
+
+
+async def test_a_result_larger_than_its_share_of_kubelets_space_is_not_cut(both):
+    """Kubelet keeps 12288 bytes of messages of a pod: of each container as many, whether the others say something or not."""
+    runtime, watcher = both
+    uploaded = []
+
+    async def take(request: web.Request) -> web.Response:
+        uploaded.append(await request.read())
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_put("/result", take)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, NODE_ADDRESS, 0)
+        await site.start()
+        overflow = {"key": "result", "put_url": f"http://{NODE_ADDRESS}:{runner.addresses[0][1]}/result"}
+        image = runtime._config.defaults.default_image
+        services = tuple(ServiceSpec(f"s{number}", image, ("sleep", "1000")) for number in range(4))
+        name, value = new_name(), "x" * 3000
+        await runtime.start(
+            spec(name, f"echo A={value} >> $HUBFLOW_OUTPUT", grace_s=1, services=services, overflow=overflow)
+        )
+        end = await watcher.until(name, Phase.FINISHED)
+    finally:
+        await runner.cleanup()
+    assert (end.exit_code, end.reason) == (0, "")
+    assert end.result["overflow"]["key"] == "result"
+    assert [json.loads(each)["outputs"] for each in uploaded] == [{"A": value}]
+    await runtime.remove(name)
+
+
+async def test_containers_that_the_cluster_has_added_count_for_who_completes_a_pod(both):
+    runtime, watcher = both
+    wanted = spec(new_name(), f"echo A={'x' * 3000} >> $HUBFLOW_OUTPUT")
+    content = body.pod(wanted, runtime._config.defaults, body.new_secret_name(wanted.name))
+    image = runtime._config.defaults.default_image
+    content["spec"]["containers"] += [
+        {"name": f"mesh-{number}", "image": image, "command": ["sleep", "1000"]} for number in range(4)
+    ]
+    namespace = await runtime._namespaces.ready("t1")
+    assert await runtime._create_pod(wanted.name, namespace, content)
+    await runtime.start(wanted)
+    # There is nowhere else to put it; a document that was cut would say nothing at all.
+    end = await watcher.until(wanted.name, Phase.FINISHED)
+    assert end.result["outcome"] == "output_too_large"
     await runtime.remove(wanted.name)
 
 
