@@ -106,7 +106,8 @@ class KubernetesRuntime:
         try:
             return pod_of(await self.api.call("POST", f"/api/v1/namespaces/{namespace}/pods", body=content))
         except ApiError as error:
-            if error.reason == "AlreadyExists":
+            # A quota refuses before anybody looks whether the name is taken, and this very pod may have taken the last of it.
+            if error.reason == "AlreadyExists" or (error.status == 403 and await self._get(namespace, name)):
                 return None
             raise self._refused(name, namespace, error) from error
 
@@ -150,31 +151,43 @@ class KubernetesRuntime:
 
     async def _claim(self, spec: ContainerSpec, namespace: str) -> str:
         """The volume that the containers of a run share, made by the first of them."""
-        config = self._config
-        if not config.shared_class:
+        if not self._config.shared_class:
             raise PermanentError(
                 "jobs cannot share a directory here (WORKFLOW_CACHE): the operator has named no StorageClass with "
                 "ReadWriteMany in HUBFLOW_KUBERNETES_SHARED_CLASS; use `cache` or artifacts instead",
                 reason=Reason.UNSUPPORTED,
             )
         name = body.claim_name(self._installation, spec.shared_directory)
-        content = body.claim(name, self._installation, config.shared_class, config.shared_size)
-        path = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims"
         for _ in range(100):
-            try:
-                await self.api.call("POST", path, body=content)
-                return name
-            except ApiError as error:
-                if error.reason != "AlreadyExists":
-                    self._namespaces.doubt(namespace)
-                    raise TemporaryError(f"the cluster refuses the shared volume {name}: {error}") from error
-            with contextlib.suppress(_MissingError):
-                found = await self._ask("GET", f"{path}/{name}")
-                if not found["metadata"].get("deletionTimestamp"):
+            # Looked for first: a quota that is used up refuses also what is there already.
+            found = await self._claimed(namespace, name)
+            if found is None:
+                if await self._create_claim(namespace, name):
                     return name
+                continue
+            if not found["metadata"].get("deletionTimestamp"):
+                return name
             # An earlier one of this name is on its way out; a pod that took it now would wait for ever.
             await asyncio.sleep(LEAVING)
         raise TemporaryError(f"the shared volume {name} is being removed and does not go away")
+
+    async def _claimed(self, namespace: str, name: str) -> Any:
+        """The volume's claim; None if there is none."""
+        with contextlib.suppress(_MissingError):
+            return await self._ask("GET", f"{_claims_path(namespace)}/{name}")
+        return None
+
+    async def _create_claim(self, namespace: str, name: str) -> bool:
+        """False if another job of the run has made it at this moment."""
+        content = body.claim(name, self._installation, self._config.shared_class, self._config.shared_size)
+        try:
+            await self.api.call("POST", _claims_path(namespace), body=content, brief=True)
+        except ApiError as error:
+            if error.reason == "AlreadyExists" or (error.status == 403 and await self._claimed(namespace, name)):
+                return False
+            self._namespaces.doubt(namespace)
+            raise TemporaryError(f"the cluster refuses the shared volume {name}: {error}") from error
+        return True
 
     # ending
 
@@ -233,14 +246,11 @@ class KubernetesRuntime:
         claim = body.claim_name(self._installation, name)
         where = self._config.tenancy.everywhere
         if where:
-            paths = [f"/api/v1/namespaces/{where}/persistentvolumeclaims/{claim}"]
+            paths = [f"{_claims_path(where)}/{claim}"]
         else:
             query = {"fieldSelector": f"metadata.name={claim}", "labelSelector": body.selector(self._installation)}
             found = await self._ask("GET", "/api/v1/persistentvolumeclaims", query=query)
-            paths = [
-                f"/api/v1/namespaces/{each['metadata']['namespace']}/persistentvolumeclaims/{claim}"
-                for each in found["items"]
-            ]
+            paths = [f"{_claims_path(each['metadata']['namespace'])}/{claim}" for each in found["items"]]
         for path in paths:
             with contextlib.suppress(_MissingError):
                 await self._ask("DELETE", path)
@@ -354,6 +364,10 @@ class _MissingError(Exception):
 
 def _path(pod: Pod) -> str:
     return f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}"
+
+
+def _claims_path(namespace: str) -> str:
+    return f"/api/v1/namespaces/{namespace}/persistentvolumeclaims"
 
 
 def _told_over(seen: Observation | None) -> bool:

@@ -488,6 +488,36 @@ async def test_a_quota_of_the_cluster_delays_and_fails_nothing(kubernetes_place)
         await place.cluster("DELETE", f"/api/v1/namespaces/{place.installation}")
 
 
+async def test_a_quota_that_a_pod_itself_has_used_up_keeps_nobody_from_completing_it(kubernetes_place):
+    """Its executor was killed before it could give the pod its document."""
+    place = dataclasses.replace(kubernetes_place, installation=f"{kubernetes_place.installation}-h")
+    async with watched(place, tenancy={"quota": {"pods": "1"}}) as (runtime, watcher):
+        wanted = spec(new_name(), "true")
+        await place.half_start(runtime, wanted)
+        await runtime.start(wanted)
+        assert (await watcher.until(wanted.name, Phase.FINISHED)).exit_code == 0
+        await runtime.remove(wanted.name)
+        await place.cluster("DELETE", f"/api/v1/namespaces/{place.installation}")
+
+
+async def test_a_quota_of_one_volume_lets_all_jobs_of_the_run_have_it(kubernetes_place):
+    place = dataclasses.replace(kubernetes_place, installation=f"{kubernetes_place.installation}-v")
+    async with watched(place, tenancy={"quota": {"persistentvolumeclaims": "1"}}) as (runtime, watcher):
+        names = [new_name() for _ in range(2)]
+        # At once: only one of them makes it.
+        await asyncio.gather(*(runtime.start(spec(name, "ls $WORKFLOW_CACHE", shared="run-1")) for name in names))
+        for name in names:
+            assert (await watcher.until(name, Phase.FINISHED)).exit_code == 0
+        await runtime.start(spec(third := new_name(), "ls $WORKFLOW_CACHE", shared="run-1"))
+        assert (await watcher.until(third, Phase.FINISHED)).exit_code == 0
+        with pytest.raises(TemporaryError, match="quota"):
+            await runtime.start(spec(new_name(), "true", shared="run-2"))
+        for name in (*names, third):
+            await runtime.remove(name)
+        await runtime.remove_shared_directory("run-1")
+        await place.cluster("DELETE", f"/api/v1/namespaces/{place.installation}")
+
+
 async def raw_log(place, name: str) -> bytes:
     """As the API server gives it."""
     api = Api(Access(place.where))
