@@ -157,11 +157,12 @@ class KubernetesSettings:
     limits: str = setting("", 'LimitRange of each namespace: JSON such as {"default": {"memory": "1Gi"}}')
     egress: str = setting("0.0.0.0/0, ::/0", "networks that jobs may connect to; names are always resolved")
     egress_except: str = setting(
-        "169.254.0.0/16, fe80::/10, fd00:ec2::254/128", "networks among these that they may not: cloud metadata, for one"
+        "169.254.0.0/16, fe80::/10, fd00:ec2::254/128",
+        "networks among these that they may not: cloud metadata, for one",
     )
     shared_class: str = setting("", "StorageClass (ReadWriteMany) of WORKFLOW_CACHE; empty: jobs cannot share a folder")
     shared_size: str = setting("10Gi", "size of such a volume")
-    pull_seconds: float = setting(300.0, "how long images of a job are pulled before it fails with ImagePull")
+    pull_seconds: float = setting(300.0, "how long pulling a job's image may fail before the job fails with ImagePull")
     create_seconds: float = setting(60.0, "how long kubelet may fail to create a container before the job fails")
     lost_seconds: int = setting(60, "how long a node may be silent before its jobs count as lost")
 

@@ -26,7 +26,7 @@ from shared.runtime.kubernetes_api import MERGE, Api, ApiError
 from shared.runtime.kubernetes_body import PodDefaults
 from shared.runtime.kubernetes_logs import Logs
 from shared.runtime.kubernetes_place import Namespaces, Tenancy
-from shared.runtime.kubernetes_read import Pod, hopeless, is_over, observe, overdue, pod_of
+from shared.runtime.kubernetes_read import Pod, hopeless, is_over, observe, overdue, pod_of, trouble
 from shared.runtime.kubernetes_watch import IDLE, Pods
 from shared.runtime.protocol import ContainerSpec, Observation, Phase
 from shared.runtime.telling import Telling
@@ -49,9 +49,9 @@ class KubernetesConfig:
     tenancy: Tenancy
     allowed: Allowed
     pull_seconds: float = 300.0
-    """How long images are pulled before that counts as failed."""
+    """How long pulling an image may fail before that counts as final."""
     create_seconds: float = 60.0
-    """The same for what kubelet does before a container starts."""
+    """The same for what kubelet does before a container starts. Both count from when it is seen, not from the pod's creation."""
     shared_class: str = ""
     """StorageClass (ReadWriteMany) of what jobs of a run share; "": they cannot share."""
     shared_size: str = "10Gi"
@@ -297,13 +297,17 @@ class KubernetesRuntime:
 
     async def _mind(self, telling: Telling) -> None:
         """End, with the reason, pods whose images cannot be had or that kubelet cannot start, or that it does not end."""
+        config, since = self._config, dict[tuple[str, Reason | None], float]()
         while True:
             await asyncio.sleep(LOOK_EVERY)
-            now = self.api.now()
+            now, clock = self.api.now(), asyncio.get_running_loop().time()
+            before, since = since, {}
             for name in telling.unfinished():
                 if (pod := self.pods.get(name)) is None:
                     continue
-                verdict = hopeless(pod, now, self._config.pull_seconds, self._config.create_seconds)
+                key = pod.uid, trouble(pod)
+                since[key] = before.get(key, clock)
+                verdict = hopeless(pod, clock - since[key], config.pull_seconds, config.create_seconds)
                 if overdue(pod, now):
                     verdict = (pod.mark, pod.mark_message)
                 if verdict:

@@ -307,23 +307,32 @@ def _words(state: Mapping[str, Any]) -> str:
     return str(state.get("message") or "")[-500:].strip()
 
 
-def hopeless(pod: Pod, now: datetime, pull_seconds: float, create_seconds: float) -> tuple[str, str] | None:
-    """Reason and message if this pod will never start by itself, and must be ended by us; None while it may."""
+def trouble(pod: Pod) -> Reason | None:
+    """What keeps a pod from starting and may pass: that an image is not pulled, or that kubelet cannot create a container."""
+    told = pod.waiting.get("reason")
+    if told in PULL_REASONS:
+        return Reason.IMAGE_PULL
+    return Reason.START_FAILED if told in CREATE_REASONS else None
+
+
+def hopeless(pod: Pod, seconds: float, pull_seconds: float, create_seconds: float) -> tuple[str, str] | None:
+    """Reason and message if this pod will never start by itself, and must be ended by us; None while it may.
+
+    `seconds`: for how long it has had its trouble. Not its age, as it may have waited for its node.
+    """
     if pod.deleted is not None or pod.phase != "Pending":
         return None
     if failed := _failed_service(pod):
         return failed
-    if not (told := pod.waiting):
-        return None
-    reason, message = told["reason"], told.get("message", "")
-    age = (now - pod.created).total_seconds() if pod.created else 0.0
-    if reason in PULL_REASONS:
+    what = trouble(pod)
+    reason, message = pod.waiting.get("reason"), pod.waiting.get("message", "")
+    if what is Reason.IMAGE_PULL:
         never = reason == "InvalidImageName" or any(word in message.lower() for word in HOPELESS)
-        if never or age > pull_seconds:
-            after = "" if never else f" after {age:.0f} s"
-            return Reason.IMAGE_PULL, f"an image of pod {pod.name} cannot be pulled{after}: {reason}: {message}"
-    if reason in CREATE_REASONS and age > create_seconds:
-        return Reason.START_FAILED, f"pod {pod.name} does not start after {age:.0f} s: {reason}: {message}"
+        if never or seconds > pull_seconds:
+            after = "" if never else f" after {seconds:.0f} s"
+            return what, f"an image of pod {pod.name} cannot be pulled{after}: {reason}: {message}"
+    if what is Reason.START_FAILED and seconds > create_seconds:
+        return what, f"pod {pod.name} does not start after {seconds:.0f} s: {reason}: {message}"
     return None
 
 

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import re
 import signal
 from datetime import datetime, timedelta
 
@@ -130,6 +131,25 @@ async def test_t09_images_that_cannot_be_had_are_named(kubernetes_place, tmp_pat
             assert word in end.message
         await runtime.start(spec(allowed, "echo hello", image=image, registry_auth=auth))
         assert await read(runtime, allowed, follow=True) == b"hello\n"
+
+
+async def test_t09_the_time_that_a_pod_waited_for_its_node_is_not_its_images(kubernetes_place):
+    """As where a node is made for it: minutes go by before kubelet hears of the pod."""
+    async with watched(kubernetes_place, pull_seconds=2) as (runtime, watcher):
+        wanted = spec(new_name(), "true", image=f"{NODE_ADDRESS}:9/no/registry:1")
+        content = body.pod(wanted, runtime._config.defaults, body.new_secret_name(wanted.name))
+        content["spec"]["schedulingGates"] = [{"name": "hubflow.dev/test"}]
+        namespace = await runtime._namespaces.ready("t1")
+        made = await runtime._create_pod(wanted.name, namespace, content)
+        await runtime._create_secret(wanted, made)
+        async with asyncio.timeout(30):
+            while runtime.api.now() - made.created < timedelta(seconds=8):
+                await runtime.pods.changed(wanted.name, made.version, 0.5)
+        await kubernetes_place.patch(wanted.name, {"spec": {"schedulingGates": None}})
+        end = await watcher.until(wanted.name, Phase.FINISHED)
+        assert end.reason == "ImagePull"
+        assert re.search(r"after [2-6] s", end.message)
+        await runtime.remove(wanted.name)
 
 
 async def test_t10_what_fits_on_no_node_says_why_and_can_be_stopped(kubernetes_place):

@@ -103,7 +103,7 @@ def test_a_service_that_ends_before_the_job_begins_fails_it(
     shown = pod(
         phase="Pending", containerStatuses=state(**job), initContainerStatuses=[{"name": "service-db", **service}]
     )
-    found = hopeless(pod_of(shown), NOW, 300, 60)
+    found = hopeless(pod_of(shown), 0, 300, 60)
     assert (found[0] if found else "") == verdict
     if verdict == "StartFailed":
         assert found is not None
@@ -219,7 +219,7 @@ def test_a_stopped_pod_is_overdue_only_when_its_node_has_had_its_time() -> None:
 def test_t09_what_will_never_start_is_known_at_once(reason: str, message: str, expected: str | None) -> None:
     waiting = {"reason": reason, "message": message}
     seen = pod_of(pod(phase="Pending", containerStatuses=state(waiting=waiting)))
-    verdict = hopeless(seen, NOW, pull_seconds=7200, create_seconds=60)
+    verdict = hopeless(seen, 100, pull_seconds=7200, create_seconds=60)
     assert (verdict and verdict[0]) == expected
     if reason == "ImagePullBackOff":
-        assert hopeless(seen, NOW, pull_seconds=300, create_seconds=60) is not None
+        assert hopeless(seen, 301, pull_seconds=300, create_seconds=60) is not None
