@@ -153,8 +153,14 @@ class KubernetesSettings:
     restricted: bool = setting(
         False, "Pod Security level restricted instead of baseline: images that run as root are refused"
     )
-    quota: str = setting("", 'ResourceQuota of each namespace: JSON such as {"pods": "200", "limits.cpu": "100"}')
-    limits: str = setting("", 'LimitRange of each namespace: JSON such as {"default": {"memory": "1Gi"}}')
+    quota: str = setting(
+        "", 'ResourceQuota of each namespace: JSON such as {"pods": "200", "requests.cpu": "100"}; see LIMITS'
+    )
+    limits: str = setting(
+        "",
+        'LimitRange of each namespace: JSON such as {"defaultRequest": {"cpu": "250m"}, "default": {"memory": "1Gi"}}; '
+        "what QUOTA counts of cpu or memory it must give, or jobs that name none are refused",
+    )
     egress: str = setting("0.0.0.0/0, ::/0", "networks that jobs may connect to; names are always resolved")
     egress_except: str = setting(
         "169.254.0.0/16, fe80::/10, fd00:ec2::254/128",

@@ -26,7 +26,7 @@ from shared.runtime.kubernetes_api import MERGE, Api, ApiError
 from shared.runtime.kubernetes_body import PodDefaults
 from shared.runtime.kubernetes_logs import Logs
 from shared.runtime.kubernetes_place import Namespaces, Tenancy
-from shared.runtime.kubernetes_read import Pod, hopeless, is_over, observe, overdue, pod_of, trouble
+from shared.runtime.kubernetes_read import Pod, hopeless, is_over, may_pass, observe, overdue, pod_of, trouble
 from shared.runtime.kubernetes_watch import IDLE, Pods
 from shared.runtime.protocol import ContainerSpec, Observation, Phase
 from shared.runtime.telling import Telling
@@ -51,7 +51,7 @@ class KubernetesConfig:
     pull_seconds: float = 300.0
     """How long pulling an image may fail before that counts as final."""
     create_seconds: float = 60.0
-    """The same for what kubelet does before a container starts. Both count from when it is seen, not from the pod's creation."""
+    """The same for what kubelet does before a container starts. Both count from when it is seen, not from the creation."""
     shared_class: str = ""
     """StorageClass (ReadWriteMany) of what jobs of a run share; "": they cannot share."""
     shared_size: str = "10Gi"
@@ -115,7 +115,7 @@ class KubernetesRuntime:
         text = f"the cluster refuses pod {name} in namespace {namespace}: {error}"
         if error.status in {400, 422}:
             return PermanentError(text, reason=Reason.IMAGE_PULL if ".image:" in str(error) else Reason.BAD_INPUT)
-        if error.status == 403 and "PodSecurity" in str(error):
+        if error.status == 403 and not may_pass(str(error)):
             return PermanentError(text, reason=Reason.UNSUPPORTED)
         if error.status in {403, 404}:
             # A quota that is used up, or a namespace or account that is missing.

@@ -33,6 +33,11 @@ HOPELESS = ("not found", "manifest unknown", "denied", "unauthorized", "authenti
             "couldn't parse image")  # fmt: skip
 """What runtimes and registries say when pulling again will not help."""
 
+_PASSING = ("exceeded quota", "status unknown for quota", "is being terminated", "error looking up service account",
+            "not yet ready to handle request", "cannot create resource")  # fmt: skip
+"""What is said of a quota that is used up or new, of a namespace that is gone or not ready yet, by a server that has just
+started, and of rights that the operator has not given to the executor: none of this is about the pod."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pod:
@@ -305,6 +310,14 @@ def _finished(pod: Pod, reason: str, message: str) -> Observation:
 
 def _words(state: Mapping[str, Any]) -> str:
     return str(state.get("message") or "")[-500:].strip()
+
+
+def may_pass(refusal: str) -> bool:
+    """May the same pod be taken later that the API server has forbidden (403) with these words?
+
+    What an admission controller has against the pod itself (its security, classes, amounts, an image) stays as it is.
+    """
+    return any(words in refusal for words in _PASSING)
 
 
 def trouble(pod: Pod) -> Reason | None:

@@ -508,6 +508,20 @@ async def test_a_quota_of_the_cluster_delays_and_fails_nothing(kubernetes_place)
         await place.cluster("DELETE", f"/api/v1/namespaces/{place.installation}")
 
 
+async def test_t10_what_the_cluster_will_never_take_fails_at_once_with_its_words(kubernetes_place):
+    place = dataclasses.replace(kubernetes_place, installation=f"{kubernetes_place.installation}-n")
+    more = {"tenancy": {"quota": {"limits.cpu": "9"}}, "allow": "priority_class"}
+    async with watched(place, **more) as (runtime, _):
+        for wanted, word in (
+            (spec(new_name(), "true"), "must specify limits.cpu"),
+            (spec(new_name(), "true", options={"priority_class": "no-such"}), "no PriorityClass with name no-such"),
+        ):
+            with pytest.raises(PermanentError, match=word) as refused:
+                await runtime.start(wanted)
+            assert refused.value.reason == "Unsupported"
+        await place.cluster("DELETE", f"/api/v1/namespaces/{place.installation}")
+
+
 async def test_a_quota_that_a_pod_itself_has_used_up_keeps_nobody_from_completing_it(kubernetes_place):
     """Its executor was killed before it could give the pod its document."""
     place = dataclasses.replace(kubernetes_place, installation=f"{kubernetes_place.installation}-h")

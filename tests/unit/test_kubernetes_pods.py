@@ -18,7 +18,7 @@ from shared.runtime import kubernetes_body as body
 from shared.runtime.allowed import Allowed
 from shared.runtime.kubernetes_options import OFFER
 from shared.runtime.kubernetes_place import Tenancy, ip_blocks
-from shared.runtime.kubernetes_read import hopeless, observe, overdue, pod_of
+from shared.runtime.kubernetes_read import hopeless, may_pass, observe, overdue, pod_of
 from shared.runtime.protocol import ContainerSpec, Phase, ServiceSpec
 from shared.settings import KubernetesSettings
 
@@ -204,6 +204,30 @@ def test_a_stopped_pod_is_overdue_only_when_its_node_has_had_its_time() -> None:
         phase="Running", notes={body.ENDING_SINCE: "2026-11-25T12:00:00"}, containerStatuses=state(running={})
     )
     assert not overdue(pod_of(by_hand), NOW + timedelta(hours=1))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("exceeded quota: q, requested: pods=1, used: pods=1, limited: pods=1", True),
+        ("status unknown for quota: q, resources: pods", True),
+        ("unable to create new content in namespace jobs because it is being terminated", True),
+        ('error looking up service account jobs/hubflow-jobs: serviceaccount "hubflow-jobs" not found', True),
+        ("not yet ready to handle request", True),
+        (
+            'User "system:serviceaccount:h:executor" cannot create resource "pods" in API group "" in the namespace "j"',
+            True,
+        ),
+        ("failed quota: q: must specify limits.cpu for: job", False),
+        ("no PriorityClass with name golden was found", False),
+        ('pod rejected: RuntimeClass "kata" not found', False),
+        ('violates PodSecurity "baseline:latest": host namespaces', False),
+        ('admission webhook "validation.gatekeeper.sh" denied the request: [registries] image not allowed', False),
+        ("maximum memory usage per Container is 1Gi, but limit is 2Gi", False),
+    ],
+)
+def test_t10_what_is_forbidden_for_good_is_told_from_what_passes(words: str, expected: bool) -> None:
+    assert may_pass(f'pods "hf-a-1-0" is forbidden: {words}') is expected
 
 
 @pytest.mark.parametrize(
