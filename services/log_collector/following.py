@@ -29,6 +29,8 @@ from shared.runtime.protocol import IncompleteLogError, Runtime
 
 UPLOAD_SECONDS = 60.0
 LONGEST_WAIT = 15.0
+PIECE = 1 << 18
+"""Bytes of output that are taken in before the next look whether there is room."""
 NEVER_ROTATED = 1 << 20
 """Bytes of a log up to which nobody rotates it. (kubelet does at 10 MiB, unless told otherwise.)"""
 
@@ -128,11 +130,16 @@ async def _printed(stream: Stream, tools: Tools) -> int:
 
 
 async def _take(stream: Stream, chunk: bytes, segments: _Segments, tools: Tools) -> None:
-    stream.fed += len(chunk)
-    masked = stream.masker.feed(chunk)
-    _keep(stream, masked.kept, masked.consumed, tools)
-    await tools.flusher.room(stream)
-    await segments.keep_up()
+    """Piece by piece, each when there is room for it: a runtime may hand over megabytes at once."""
+    for start in range(0, len(chunk), PIECE):
+        await tools.flusher.room(stream)
+        piece = chunk[start : start + PIECE]
+        stream.fed += len(piece)
+        masked = stream.masker.feed(piece)
+        _keep(stream, masked.kept, masked.consumed, tools)
+        await segments.keep_up()
+        if stream.truncated:
+            return
 
 
 def _keep(stream: Stream, data: bytes, consumed: int, tools: Tools) -> None:

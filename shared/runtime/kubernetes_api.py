@@ -32,6 +32,8 @@ LONGEST_PAUSE = 3.0
 TIMEOUT = 30.0
 UNUSED = 60.0
 """Seconds for which a connection stays open that nobody uses: a new one costs both sides a handshake."""
+BUFFER = 1 << 21
+"""Bytes of an answer that are taken in before they are asked for, twice as many at most: lists of pods are large."""
 MERGE = "application/merge-patch+json"
 APPLY = "application/apply-patch+yaml"
 _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
@@ -114,8 +116,9 @@ class Api:
         content_type: str = "application/json",
         brief: bool = False,
         idle: float | None = None,
+        buffer: int = BUFFER,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One try. `idle`: an endless answer, which counts as broken after so many seconds without a byte."""
+        """One try. `idle`: an endless answer, which counts as broken after so many seconds without a byte. `buffer`: as BUFFER."""
         session = await self._opened()
         await self._pace.wait()
         limits = aiohttp.ClientTimeout(total=None if idle else TIMEOUT, sock_connect=10, sock_read=idle or TIMEOUT)
@@ -127,7 +130,7 @@ class Api:
         kind = _kind_of(path)
         try:
             async with session.request(
-                method, path, params=query, data=data, headers=headers, timeout=limits
+                method, path, params=query, data=data, headers=headers, timeout=limits, read_bufsize=buffer
             ) as response:
                 self.counted[method, kind] += 1
                 self._hear_time(response.headers.get("Date"))
@@ -174,9 +177,7 @@ class Api:
                 server = await find_server(self._access)
                 # No limit of connections: each log that is followed and each watch occupies one.
                 connector = aiohttp.TCPConnector(limit=0, ssl=server.tls, keepalive_timeout=UNUSED)
-                self._session = aiohttp.ClientSession(
-                    server.address, connector=connector, read_bufsize=1 << 21, proxy=server.proxy
-                )
+                self._session = aiohttp.ClientSession(server.address, connector=connector, proxy=server.proxy)
                 self._server = server
             return self._session
 

@@ -39,6 +39,9 @@ ANSWER_WITHIN = 60.0
 """Seconds without a byte after which a log that is not followed is asked for anew."""
 SILENCE = 6 * 3600.0
 """Seconds without output after which a followed log is asked for anew (T57)."""
+BUFFER = 1 << 16
+"""Bytes of a log that are taken in before somebody wants them (twice as many, and what the system hands over at once): one
+process follows thousands of logs."""
 LOOKED_EVERY = 30.0
 """Seconds after which a pod is looked at again of which the watch brings nothing."""
 REMEMBERED = 1024
@@ -309,7 +312,7 @@ class Logs:
         query = {"container": body.JOB, "follow": "true" if follow else "false"}
         try:
             async with self._api.request(
-                "GET", path, query=query, idle=SILENCE if follow else ANSWER_WITHIN
+                "GET", path, query=query, idle=SILENCE if follow else ANSWER_WITHIN, buffer=BUFFER
             ) as response:
                 words = _words_of_the_job(response.content.iter_any(), pod.name)
                 async for chunk in _followed_words(words, pod.name) if follow else words:
