@@ -95,7 +95,7 @@ def outcome_of(seen: Observation) -> Outcome:
 
 def overflowed(seen: Observation) -> bool:
     """Is this result document only the beginning of one that was too large for its place?"""
-    return bool((seen.result or {}).get("overflow"))
+    return isinstance((seen.result or {}).get("overflow"), Mapping)
 
 
 def stands_for(new: Observation, old: Observation | None) -> bool:

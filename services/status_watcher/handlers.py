@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from services.status_watcher import core, store
 from services.status_watcher.config import StatusWatcherSettings
@@ -56,7 +57,11 @@ class Pending:
     def put(self, *observations: Observation) -> None:
         for seen in observations:
             key = (seen.name, seen.uid)
-            if seen.phase is not Phase.PENDING and core.stands_for(seen, self._seen.get(key)):
+            old = self._seen.get(key)
+            if seen.phase is not Phase.PENDING and core.stands_for(seen, old):
+                if old is not None and old.phase is Phase.RUNNING and seen.started_at is None:
+                    # Nobody has recorded that it ran, and an end that does not say so would be one before the beginning.
+                    seen = dataclasses.replace(seen, started_at=old.started_at or datetime.now(UTC))
                 self._seen[key] = seen
                 if seen.phase is not Phase.RUNNING:
                     self._ended.set()

@@ -173,8 +173,7 @@ def observe(pod: Pod, now: datetime) -> Observation | None:
         if now > pod.deleted + LEAVING_PATIENCE:
             return _finished(pod, *_why_gone(pod, alive=False))
     if "running" in pod.job:
-        started = moment(pod.job["running"].get("startedAt"))
-        return Observation(pod.name, pod.uid, Phase.RUNNING, pod.notes, started_at=started)
+        return Observation(pod.name, pod.uid, Phase.RUNNING, pod.notes, started_at=_running_since(pod))
     return Observation(pod.name, pod.uid, Phase.PENDING, pod.notes, message=why_pending(pod))
 
 
@@ -305,7 +304,14 @@ def _why_gone(pod: Pod, *, alive: bool) -> tuple[str, str]:
 
 
 def _finished(pod: Pod, reason: str, message: str) -> Observation:
-    return Observation(pod.name, pod.uid, Phase.FINISHED, pod.notes, reason=reason, message=message)
+    """It has no end of its own. Where its node was lost, its container may be said to run for ever: its code has begun."""
+    return Observation(
+        pod.name, pod.uid, Phase.FINISHED, pod.notes, reason=reason, message=message, started_at=_running_since(pod)
+    )
+
+
+def _running_since(pod: Pod) -> datetime | None:
+    return moment((pod.job.get("running") or {}).get("startedAt"))
 
 
 def _words(state: Mapping[str, Any]) -> str:

@@ -27,7 +27,9 @@ def finished(
 
     `keeps_crlf`: does the runtime keep a log's line ends with a carriage return as they are?
     """
-    timings = result.get("timings") or {}
+    timings = result.get("timings")
+    if not isinstance(timings, Mapping):
+        timings = {}  # a job can write to the file that its result comes from
     inner = result.get("exit_code")
     return Observation(
         name,

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.status_watcher.core import outcome_of, overflowed
 from shared.config import load
 from shared.errors import ConfigurationError, PermanentError
 from shared.runtime import kubernetes_body as body
@@ -161,9 +162,12 @@ def test_t05_a_node_that_vanished_with_its_pod_is_lost() -> None:
         "reason": "DeletionByPodGC",
         "message": "PodGC: node not found",
     }
-    seen = observe(pod_of(pod(phase="Failed", conditions=[gone], containerStatuses=state(running={}))), NOW)
+    running = {"startedAt": "2026-11-25T11:30:00Z"}
+    seen = observe(pod_of(pod(phase="Failed", conditions=[gone], containerStatuses=state(running=running))), NOW)
     assert seen is not None
     assert (seen.phase, seen.reason) == (Phase.FINISHED, "NodeLost")
+    # Its code has begun, and begins again only as often as its user has allowed.
+    assert outcome_of(seen).started is True
 
 
 def test_t07_an_eviction_in_the_second_of_the_exit_does_not_make_a_failure() -> None:
@@ -182,12 +186,23 @@ def test_a_result_of_another_attempt_counts_as_none() -> None:
 
 
 def test_a_deleted_pod_is_lost_only_when_its_node_stays_silent() -> None:
-    leaving = pod(phase="Running", deleted="2026-11-25T12:00:00Z", containerStatuses=state(running={}))
+    running = {"startedAt": "2026-11-25T11:30:00Z"}
+    leaving = pod(phase="Running", deleted="2026-11-25T12:00:00Z", containerStatuses=state(running=running))
     early, late = (observe(pod_of(leaving), NOW + timedelta(seconds=seconds)) for seconds in (10, 30))
     assert early is not None
     assert early.phase is Phase.RUNNING
     assert late is not None
     assert (late.phase, late.reason) == (Phase.FINISHED, "NodeLost")
+    assert outcome_of(late).started is True
+
+
+@pytest.mark.parametrize("odd", [{"timings": [1]}, {"exit_code": "1"}, {"message": 7}, {"overflow": "here"}])
+def test_t17_a_result_that_a_job_has_made_up_is_read_as_far_as_it_goes(odd: dict[str, Any]) -> None:
+    message = json.dumps({"version": 1, "attempt": "hf-a-1-0", "outcome": "exited", "exit_code": 0, **odd})
+    seen = observe(pod_of(pod(containerStatuses=state(terminated={"exitCode": 0, "message": message}))), NOW)
+    assert seen is not None
+    assert not overflowed(seen)
+    assert outcome_of(seen).state in {"succeeded", "failed"}
 
 
 def test_a_stopped_pod_is_overdue_only_when_its_node_has_had_its_time() -> None:
