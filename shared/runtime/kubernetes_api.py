@@ -101,8 +101,8 @@ class Api:
                     return json.loads(await response.read())
             except _BusyError as error:
                 if time.monotonic() - began > PATIENCE:
-                    raise UnavailableError(str(error), delay=error.after or None) from error
-                await asyncio.sleep(min(LONGEST_PAUSE, max(error.after, pause * (0.5 + random.random()))))  # noqa: S311
+                    raise UnavailableError(str(error), delay=error.delay) from error
+                await asyncio.sleep(min(LONGEST_PAUSE, max(error.delay or 0.0, pause * (0.5 + random.random()))))  # noqa: S311
                 pause *= 2
 
     @asynccontextmanager
@@ -118,7 +118,7 @@ class Api:
         idle: float | None = None,
         buffer: int = BUFFER,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One try. `idle`: an endless answer, which counts as broken after so many seconds without a byte. `buffer`: as BUFFER."""
+        """One try. `idle`: an endless answer, which is broken off after so many seconds without a byte. `buffer`: as BUFFER."""
         session = await self._opened()
         await self._pace.wait()
         limits = aiohttp.ClientTimeout(total=None if idle else TIMEOUT, sock_connect=10, sock_read=idle or TIMEOUT)
@@ -143,6 +143,10 @@ class Api:
                 raise
             # uvloop, of a connection that was given up half-way and whose number the system has given to the next one.
             raise _BusyError(f"no connection to the API server at {self.address}: {error}") from error
+        except aiohttp.ClientConnectorCertificateError as error:
+            # Its authority may have been renewed, and our file of it with it.
+            await self.close()
+            raise _BusyError(f"the API server at {self.address} is not who we know: {error}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             why = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise _BusyError(f"the API server at {self.address} does not answer: {why}") from error
@@ -162,7 +166,7 @@ class Api:
             after = response.headers.get("Retry-After", "0")
             raise _BusyError(
                 f"the API server at {self.address} is busy ({response.status} {reason}): {message}",
-                after=float(after) if after.isdigit() else 0.0,
+                delay=float(after) if after.isdigit() else None,
             )
         raise ApiError(response.status, reason, message)
 
@@ -189,11 +193,7 @@ class Api:
 
 
 class _BusyError(TemporaryError):
-    """Worth another try soon. `after`: seconds that the server asked for."""
-
-    def __init__(self, message: str, after: float = 0.0) -> None:
-        super().__init__(message)
-        self.after = after
+    """Worth another try soon. `delay`: what the server asked for."""
 
 
 class _Pace:

@@ -24,6 +24,9 @@ from shared.runtime.kubernetes_read import Pod, pod_of
 PAGE = 500
 IDLE = 75.0
 """Seconds without a byte after which a watch counts as dead; the server sends a bookmark every minute."""
+SHORTEST_PAUSE = 0.2
+LONGEST_PAUSE = 10.0
+"""Seconds before a watch is asked for again that was refused, or that has ended and brought nothing."""
 UNKNOWN = 1.0
 """Seconds to wait at most for news of a pod that the watch does not know: it is gone, or about to be told."""
 _log = get_logger("runtime")
@@ -79,6 +82,8 @@ class Pods:
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
         self._task: asyncio.Task[None] | None = None
         self._synced = asyncio.Event()
+        self._pause = 0.0
+        """Seconds before the next watch; 0 once one has brought something."""
         self.relists = 0
         """How often all pods were listed; more than once means that a watch could not be taken up."""
 
@@ -209,15 +214,24 @@ class Pods:
                     async for event in _events(response):
                         told = self._hear(event)
                         if told is None:
+                            # A forgotten version is the server's daily bread: the first time the list is read at once.
+                            await self._rest(0.0)
                             return
-                        version = told
+                        version, self._pause = told, 0.0
             except ApiError as error:
                 _log.warning("watch refused, pods are listed again", status=error.status, error=str(error))
+                await self._rest(SHORTEST_PAUSE)
                 return
             except TemporaryError as error:
                 _log.info("watch broken, taken up where it was", error=str(error))
+                await self._rest(max(SHORTEST_PAUSE, error.delay or 0.0))
                 # The server itself may be away: this waits until it answers, or says that it does not.
                 await self._api.call("GET", "/version")
+
+    async def _rest(self, least: float) -> None:
+        """Before the server is asked again: at least so many seconds, and longer each time until a watch brings something."""
+        await asyncio.sleep(max(least, self._pause))
+        self._pause = min(max(2 * self._pause, SHORTEST_PAUSE), LONGEST_PAUSE)
 
     def _hear(self, event: Mapping[str, Any]) -> str | None:
         """Take in one event. Returns its version, None if the list must be read again (T15, T22)."""

@@ -637,6 +637,34 @@ async def test_t16_a_watch_that_says_nothing_is_taken_up_again(kubernetes_place,
         assert (await watcher.until(name, Phase.FINISHED, timeout=15)).exit_code == 0
 
 
+@pytest.mark.parametrize("status", [403, 429, 503])
+async def test_a_watch_that_is_refused_is_asked_for_again_more_and_more_seldom(kubernetes_place, cluster, status):
+    async with through(kubernetes_place, cluster) as (between, runtime, watcher):
+        first, second = new_name(), new_name()
+        await runtime.start(spec(first, "true"))
+        await watcher.until(first, Phase.FINISHED)
+        between.refuse_watches = status
+        between.cut()
+        asked = between.asked = []
+
+        def kinds() -> tuple[int, int]:
+            pods = [each for each in asked if each.startswith(f"GET {runtime.pods._path}?")]
+            watches = sum("watch=1" in each for each in pods)
+            return watches, len(pods) - watches
+
+        async with asyncio.timeout(20):
+            while kinds()[0] < 4:
+                await asyncio.sleep(0.02)
+        # 0.2, 0.4, and 0.8 s lie between them: a loop without pauses would have asked hundreds of times.
+        await runtime.start(spec(second, "true"))
+        async with asyncio.timeout(20):
+            while (seen := await runtime.inspect(second)) is None or seen.phase is not Phase.FINISHED:
+                await asyncio.sleep(0.1)
+        assert max(kinds()) < 10
+        between.refuse_watches = 0
+        assert (await watcher.until(second, Phase.FINISHED)).exit_code == 0
+
+
 async def test_t18_events_twice_and_late_change_nothing(kubernetes_place, cluster):
     async with through(kubernetes_place, cluster) as (between, runtime, watcher):
         between.twice = True

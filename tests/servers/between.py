@@ -26,6 +26,8 @@ class Between:
         self.url = ""
         self.refuse: list[int] = []
         """Statuses of the next answers, in order."""
+        self.refuse_watches = 0
+        """Status of all watches while it is not 0."""
         self.refuse_logs: list[int] = []
         """The same of reads of a log."""
         self.refuse_writes = 0
@@ -53,6 +55,8 @@ class Between:
         self.asked.append(f"{request.method} {request.path_qs}")
         if self.refuse:
             return _refusal(self.refuse.pop(0))
+        if self.refuse_watches and request.query.get("watch"):
+            return _refusal(self.refuse_watches)
         if self.refuse_logs and request.path.endswith("/log"):
             return _refusal(self.refuse_logs.pop(0))
         if self.refuse_writes and request.method != "GET":
