@@ -131,9 +131,14 @@ def pod_of(document: Mapping[str, Any]) -> Pod:
         mark=notes.get(body.ENDED_REASON, ""),
         mark_message=notes.get(body.ENDED_MESSAGE, ""),
         ending=moment(notes.get(body.ENDING_SINCE)),
-        memory=int(notes.get(body.MEMORY) or 0),
+        memory=_amount(notes.get(body.MEMORY)),
         containers=sum(len(document["spec"].get(kind) or ()) for kind in ("containers", "initContainers")),
     )
+
+
+def _amount(text: str | None) -> int:
+    """0 for what is none: whoever may change pods may write anything into their annotations."""
+    return int(text) if text and text.isdecimal() else 0
 
 
 def _secret_of(spec: Mapping[str, Any]) -> str:

@@ -3,7 +3,8 @@
     list (with a version) -> watch from that version -> 410 or lost: list again, and tell what is different
 
 The watch is broken off when it has been silent for longer than the server's bookmarks ever are (T16), and taken up at the last
-version heard of. Versions are only compared for being the same; a pod's uid tells it from a later one of its name (T21).
+version heard of. An event that is no news, by its version, is passed over (T18); a pod's uid tells it from a later one of its
+name (T21).
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ class Pods:
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
         self._task: asyncio.Task[None] | None = None
         self._synced = asyncio.Event()
+        self._version = ""
+        """The last one heard of, by the list or by an event."""
         self._pause = 0.0
         """Seconds before the next watch; 0 once one has brought something."""
         self.relists = 0
@@ -162,9 +165,9 @@ class Pods:
     async def _run(self) -> None:
         try:
             while True:
-                version = await self._list()
+                await self._list()
                 self._synced.set()
-                await self._watch(version)
+                await self._watch()
         except Exception as error:
             # Whoever listens is told, and begins anew; a bug is a failure of the watch, too (T17).
             if not isinstance(error, HubflowError):
@@ -174,23 +177,22 @@ class Pods:
         finally:
             self._synced.clear()
 
-    async def _list(self) -> str:
-        """Read all pods, tell what is different from what was known. Returns the version to watch from."""
+    async def _list(self) -> None:
+        """Read all pods, tell what is different from what was known."""
         self.relists += 1
         found: dict[str, Pod] = {}
-        version, query = "", {"labelSelector": self._selector, "limit": str(PAGE)}
+        query = {"labelSelector": self._selector, "limit": str(PAGE)}
         while True:
             page = await self._get(query)
-            found |= {item["metadata"]["name"]: pod_of(item) for item in page["items"]}
-            version = page["metadata"]["resourceVersion"]
+            found |= {pod.name: pod for item in page["items"] if (pod := _read(item)) is not None}
             if not (more := page["metadata"].get("continue")):
                 break
             query["continue"] = more
+        self._version = str(page["metadata"]["resourceVersion"])
         for name in self._pods.keys() - found.keys():
             self._forget(name)
         for pod in found.values():
             self._take(pod)
-        return str(version)
 
     async def _get(self, query: Mapping[str, str]) -> Any:
         try:
@@ -199,25 +201,24 @@ class Pods:
             # 410 of an old page as well: begin again.
             raise TemporaryError(f"pods cannot be listed: {error}") from error
 
-    async def _watch(self, version: str) -> None:
+    async def _watch(self) -> None:
         """Until the server has forgotten the version, or says something that we do not understand."""
         while True:
             query = {
                 "labelSelector": self._selector,
                 "watch": "1",
                 "allowWatchBookmarks": "true",
-                "resourceVersion": version,
+                "resourceVersion": self._version,
                 "timeoutSeconds": str(random.randint(240, 300)),  # noqa: S311 - many need not reconnect at once
             }
             try:
                 async with self._api.request("GET", self._path, query=query, idle=self._idle) as response:
                     async for event in _events(response):
-                        told = self._hear(event)
-                        if told is None:
+                        if not self._hear(event):
                             # A forgotten version is the server's daily bread: the first time the list is read at once.
                             await self._rest(0.0)
                             return
-                        version, self._pause = told, 0.0
+                        self._pause = 0.0
             except ApiError as error:
                 _log.warning("watch refused, pods are listed again", status=error.status, error=str(error))
                 await self._rest(SHORTEST_PAUSE)
@@ -233,22 +234,25 @@ class Pods:
         await asyncio.sleep(max(least, self._pause))
         self._pause = min(max(2 * self._pause, SHORTEST_PAUSE), LONGEST_PAUSE)
 
-    def _hear(self, event: Mapping[str, Any]) -> str | None:
-        """Take in one event. Returns its version, None if the list must be read again (T15, T22)."""
+    def _hear(self, event: Mapping[str, Any]) -> bool:
+        """Take in one event. False: the list must be read again (T15, T22)."""
         kind, document = event["type"], event["object"]
         if kind == "ERROR":
             _log.info("watch over, pods are listed again", code=document.get("code"), error=document.get("message"))
-            return None
+            return False
         version = str(document["metadata"]["resourceVersion"])
-        if kind in {"ADDED", "MODIFIED"}:
-            self._take(pod_of(document))
-        elif kind == "DELETED":
-            last = pod_of(document)
-            known = self._pods.get(last.name)
-            if known is None or known.uid == last.uid:
-                self._take(last)
-                self._forget(last.name)
-        return version
+        if _older(version, self._version):
+            # Repeated or late: of a pod that is gone it would make one that never goes.
+            return True
+        self._version = version
+        if kind in {"ADDED", "MODIFIED", "DELETED"} and (pod := _read(document)) is not None:
+            known = self._pods.get(pod.name)
+            if kind != "DELETED":
+                self._take(pod)
+            elif known is None or known.uid == pod.uid:
+                self._take(pod)
+                self._forget(pod.name)
+        return True
 
     def _take(self, pod: Pod) -> None:
         known = self._pods.get(pod.name)
@@ -267,6 +271,15 @@ class Pods:
         for future in self._waiting.pop(name, []):
             if not future.done():
                 future.set_result(None)
+
+
+def _read(document: Mapping[str, Any]) -> Pod | None:
+    """None for a pod that cannot be read, which is logged: one that is odd makes nobody blind for the others (T17)."""
+    try:
+        return pod_of(document)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        _log.warning("pod cannot be read, it is passed over", pod=document["metadata"].get("name"), error=repr(error))
+        return None
 
 
 def _older(one: str, other: str) -> bool:

@@ -677,6 +677,42 @@ async def test_t18_events_twice_and_late_change_nothing(kubernetes_place, cluste
             phases = [seen.phase for seen in watcher.of(name)]
             assert phases == sorted(phases, key=[Phase.PENDING, Phase.RUNNING, Phase.FINISHED].index)
             assert len(phases) == len(set(phases))
+        for name in names:
+            await runtime.remove(name)
+            await kubernetes_place.until_gone(name)
+        # When this one is known, what was late has come.
+        await runtime.start(spec(marker := new_name(), "true"))
+        await watcher.until(marker, Phase.FINISHED)
+        assert [seen.name for seen in await runtime.list() if seen.name in names] == []
+        told = [(seen.name, seen.phase) for seen in watcher.told]
+        assert len(told) == len(set(told)), "a pod that was gone was told of again"
+        await runtime.remove(marker)
+
+
+async def test_t17_an_odd_pod_makes_nobody_blind_for_the_others(kubernetes_place, both):
+    runtime, watcher = both
+    odd, other, strange = (new_name() for _ in range(3))
+    await runtime.start(spec(odd, "tail /dev/zero", resources=Resources(memory_bytes=48 << 20)))
+    await kubernetes_place.patch(odd, {"metadata": {"annotations": {body.MEMORY: "x"}}})
+    await runtime.start(spec(other, "true"))
+    assert (await watcher.until(other, Phase.FINISHED)).exit_code == 0
+    assert (await watcher.until(odd, Phase.FINISHED)).reason == "OOMKilled"
+    # Somebody's own pod with our label, and nothing else of ours: it has a volume where we expect our Secret.
+    image = runtime._config.defaults.default_image
+    volume = {"name": body.DOCUMENT_VOLUME, "emptyDir": {}}
+    pod = {
+        "metadata": {"name": strange, "labels": body.labels(kubernetes_place.installation, {})},
+        "spec": {"containers": [{"name": "own", "image": image, "command": ["true"]}], "volumes": [volume]},
+    }
+    await kubernetes_place.cluster("POST", kubernetes_place.pod_path("").rstrip("/"), body=pod)
+    await runtime.start(spec(later := new_name(), "true"))
+    assert (await watcher.until(later, Phase.FINISHED)).exit_code == 0
+    async with watched(kubernetes_place) as (new, _):
+        assert later in [seen.name for seen in await new.list()]
+    assert runtime.pods.relists == 1
+    await kubernetes_place.cluster("DELETE", kubernetes_place.pod_path(strange))
+    for name in (odd, other, later):
+        await runtime.remove(name)
 
 
 async def test_watches_that_are_cut_are_taken_up_where_they_were(kubernetes_place, cluster):
