@@ -18,13 +18,16 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
     "log-collector": ("get pods", "list pods", "watch pods", "get pods/log"),
 }  # fmt: skip
 MANAGING = (
-    "patch namespaces",
-    "patch serviceaccounts",
-    "patch networkpolicies",
-    "patch resourcequotas",
-    "patch limitranges",
+    *(
+        f"{verb} {kind}"
+        for kind in ("namespaces", "serviceaccounts", "networkpolicies", "resourcequotas", "limitranges")
+        for verb in ("create", "patch")
+    ),
+    "get resourcequotas",
 )
-"""The executor's, where it makes namespaces itself."""
+"""The executor's, where it makes namespaces itself: what it applies it patches, and creates if it is not there."""
+EVERYWHERE = ("list pods", "list persistentvolumeclaims")
+"""The executor's, where each tenant has a namespace: it looks for what it is to end without knowing in which."""
 OWN = ("create pods", "get pods", "delete pods")
 """Ours, in both namespaces, for the pods that look from inside."""
 _GROUPS = {"networkpolicies": "networking.k8s.io"}
@@ -37,7 +40,9 @@ async def check(api: Api, namespace: str, tenancy: Tenancy) -> list[Finding]:
     for account, needed in NEEDED.items():
         wanted = needed
         if account == "executor" and tenancy.manage:
-            wanted = (*needed, *MANAGING)
+            wanted = (*wanted, *MANAGING)
+        if account == "executor" and tenancy.per_tenant:
+            wanted = (*wanted, *EVERYWHERE)
         findings.append(await _account(api, namespace, tenancy.everywhere, account, wanted))
     return findings
 

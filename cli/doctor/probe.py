@@ -16,6 +16,7 @@ from shared.runtime.kubernetes_api import Api, ApiError
 PATIENCE = 120.0
 """Seconds until a pod must have looked, with the pull of its image."""
 LOOK_EVERY = 0.5
+CONTAINER = "doctor"
 _SECURITY = {
     "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "runAsNonRoot": True, "capabilities": {"drop": ["ALL"]},
 }  # fmt: skip
@@ -46,7 +47,7 @@ def as_job(installation: Installation, config: KubernetesConfig) -> dict[str, An
 def _pod(place: str, container: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     amounts = {"cpu": "100m", "memory": "256Mi", "ephemeral-storage": "64Mi"}
     look = {
-        **container, "name": "doctor", "command": ["hubflow", "doctor", "--inside", place], "securityContext": _SECURITY,
+        **container, "name": CONTAINER, "command": ["hubflow", "doctor", "--inside", place], "securityContext": _SECURITY,
         "resources": {"requests": amounts, "limits": amounts},
     }  # fmt: skip
     return {
@@ -84,7 +85,9 @@ async def _report(api: Api, path: str) -> dict[str, Any]:
     while True:
         pod = await api.call("GET", path)
         status = pod.get("status") or {}
-        [container] = status.get("containerStatuses") or [{}]
+        # The cluster may have put others beside it, as meshes do.
+        containers = {each["name"]: each for each in status.get("containerStatuses") or ()}
+        container = containers.get(CONTAINER, {})
         ended = (container.get("state") or {}).get("terminated")
         if ended and ended.get("message") and ended["exitCode"] == 0:
             facts: dict[str, Any] = json.loads(ended["message"])
