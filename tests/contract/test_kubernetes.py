@@ -743,6 +743,48 @@ async def test_what_a_node_says_in_place_of_a_log_is_not_the_log(kubernetes_plac
         await runtime.remove(name)
 
 
+async def test_t56_a_log_that_is_read_as_its_pod_is_deleted_is_whole_or_says_that_it_is_not(
+    kubernetes_place, both, monkeypatch
+):
+    monkeypatch.setattr(kubernetes_logs, "NOT_KEPT", 1.0)
+    runtime, watcher = both
+    name, log, whole = new_name(), bytearray(), True
+    await runtime.start(
+        spec(name, "trap 'seq 1 1000; exit 0' TERM; echo up; while true; do sleep 0.05; done", grace_s=5)
+    )
+    try:
+        async for chunk in runtime.logs(name, follow=True):
+            if not log:
+                await kubernetes_place.cluster("DELETE", kubernetes_place.pod_path(name))
+            log += chunk
+    except IncompleteLogError:
+        whole = False
+    end = await watcher.until(name, Phase.FINISHED)
+    assert log.startswith(b"up\n")
+    assert whole is (len(log) == end.log_bytes)
+    assert whole is log.endswith(numbered(1, 1000))
+    await runtime.remove(name)
+
+
+async def test_t57_a_job_that_is_silent_for_long_is_neither_dead_nor_is_its_log_over(both, monkeypatch):
+    monkeypatch.setattr(kubernetes_logs, "SILENCE", 1.0)
+    runtime, watcher = both
+    name, log, broken = new_name(), b"", 0
+    await runtime.start(spec(name, "echo a; sleep 4; echo b"))
+    while True:
+        try:
+            async for chunk in runtime.logs(name, len(log), follow=True):
+                log += chunk
+            break
+        except TemporaryError:
+            broken += 1
+    assert broken
+    assert log == b"a\nb\n"
+    end = await watcher.until(name, Phase.FINISHED)
+    assert (end.exit_code, end.log_bytes) == (0, len(log))
+    await runtime.remove(name)
+
+
 async def test_a_busy_node_keeps_the_ends_of_logs(both):
     """containerd before 1.7 throws away what it has not read when a container ends; so the wrapper lets it finish."""
     runtime, watcher = both
@@ -768,7 +810,7 @@ def numbered(first, amount, pad=""):
     return "".join(f"{number}{pad}\n" for number in range(first, first + amount)).encode()
 
 
-async def test_t57_who_follows_a_log_loses_nothing_when_kubelet_rotates_it(kubernetes_place, both):
+async def test_t54_who_follows_a_log_loses_nothing_when_kubelet_rotates_it(kubernetes_place, both):
     runtime, watcher = both
     name, pad = new_name(), " " + "x" * 100
     script = f"for part in 1 2 3 4 5 6 7 8 9; do seq ${{part}}00001 ${{part}}30000 | sed 's/$/{pad}/'; sleep 1; done"
@@ -786,7 +828,7 @@ async def test_t57_who_follows_a_log_loses_nothing_when_kubelet_rotates_it(kuber
     await runtime.remove(name)
 
 
-async def test_t57_the_end_of_a_log_that_was_printed_too_fast_to_be_followed_is_kept(both):
+async def test_t54_the_end_of_a_log_that_was_printed_too_fast_to_be_followed_is_kept(both):
     """More lines than kubelet hands on, so that it is left behind in a file that is rotated away."""
     runtime, watcher = both
     name = new_name()

@@ -314,7 +314,7 @@ async def test_a_container_whose_submission_nobody_told_has_its_log_stored(house
 
 
 @pytest.mark.parametrize("collectors", [1, 3])
-async def test_t57_a_log_that_was_rotated_away_says_how_much_is_missing_once(house: House, collectors: int) -> None:
+async def test_t54_a_log_that_was_rotated_away_says_how_much_is_missing_once(house: House, collectors: int) -> None:
     """Whoever comes late, or takes over, gets less from the runtime than the wrapper has passed on."""
     ready = await started(house, "echo one; echo two; echo three")
     runtime = house.host.runtime

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cli.doctor.workplace import amount
 from services.status_watcher.core import outcome_of, overflowed
 from shared.config import load
 from shared.errors import ConfigurationError, PermanentError
@@ -153,6 +154,26 @@ def test_t89_a_toleration_of_everything_is_not_one_of_a_key() -> None:
     allowed.check({"tolerations": [{"key": "pool", "operator": "Exists"}]})
     with pytest.raises(PermanentError, match="tolerations"):
         allowed.check({"tolerations": [{"operator": "Exists"}]})
+
+
+def test_t13_the_wrapper_is_brought_with_enough_memory_and_no_limit_of_cpu() -> None:
+    made, _ = with_services()
+    (installer,) = made["spec"]["initContainers"]
+    limits = installer["resources"]["limits"]
+    assert "cpu" not in limits
+    assert amount(limits["memory"]) > amount("64Mi")
+
+
+def test_t13_a_wrapper_that_could_not_be_brought_for_lack_of_memory_is_its_own_reason() -> None:
+    killed = {"exitCode": 137, "reason": "OOMKilled"}
+    installer = [{"name": body.WRAPPER, "state": {"terminated": killed}}]
+    seen = observe(
+        pod_of(pod(phase="Failed", initContainerStatuses=installer, containerStatuses=state(waiting={}))), NOW
+    )
+    assert seen is not None
+    assert seen.reason == "InitFailed"
+    assert "OOMKilled" in seen.message
+    assert not outcome_of(seen).started
 
 
 def test_t05_a_node_that_vanished_with_its_pod_is_lost() -> None:
