@@ -329,6 +329,27 @@ async def test_t01_a_pod_deleted_as_it_ends_has_succeeded(kubernetes_place, both
         assert await runtime.inspect(name) is None
 
 
+async def test_t02_t03_what_ends_and_is_collected_while_nobody_watches_is_told_and_let_go(kubernetes_place):
+    """As after the end of a status_watcher, perhaps one between the record of an outcome and the finalizer's release."""
+    names = [new_name() for _ in range(5)]
+    async with kubernetes_place.opened() as runtime:
+        for name in names:
+            await runtime.start(spec(name, "echo A=1 >> $HUBFLOW_OUTPUT"))
+        async with asyncio.timeout(60):
+            for name in names:
+                while (await runtime.inspect(name)).phase is not Phase.FINISHED:
+                    await asyncio.sleep(0.1)
+    for name in names:
+        await kubernetes_place.cluster("DELETE", kubernetes_place.pod_path(name))
+    async with watched(kubernetes_place) as (later, watcher):
+        for name in names:
+            end = await watcher.until(name, Phase.FINISHED)
+            assert (end.exit_code, end.reason, end.result["outputs"]) == (0, "", {"A": "1"})
+        for name in names:
+            await later.remove(name)
+            await kubernetes_place.until_gone(name)
+
+
 @pytest.mark.parametrize("grace", [30, 0])
 async def test_t05_a_pod_deleted_by_a_person_is_told_as_that(kubernetes_place, both, grace):
     runtime, watcher = both
