@@ -38,7 +38,7 @@ from shared.settings import (
     ObjectsSettings,
     RuntimeSettings,
     process_name,
-    require_wrapper_image,
+    require_for_pods,
 )
 from shared.vault import Vault
 
@@ -202,7 +202,7 @@ def _load(services: Sequence[Service], environment: Mapping[str, str]) -> tuple[
     loaded = load(environment, *classes)
     runtime, cluster = loaded[2:4]
     if runtime.kind == "kubernetes" and any("runtime" in each.needs for each in services):
-        require_wrapper_image(cluster)
+        require_for_pods(cluster, runtime.installation)
     for warning in unknown_variables(environment, classes):
         _log.warning("setting unknown", problem=warning)
     return loaded[0], list(loaded[len(shared) :])

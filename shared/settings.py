@@ -21,6 +21,7 @@ from shared.runtime.kubernetes_options import json_list, json_map, networks, pai
 
 KINDS = ("auto", "process", "docker", "kubernetes")
 """Where jobs can run."""
+DEFAULT_INSTALLATION = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,9 @@ class RuntimeSettings:
     )
     allow_host: bool = setting(False, "processes: run commands that were meant for an image on this machine")
     search_path: str = setting("", "processes: the jobs' PATH; empty: the system's default")
-    installation: str = setting("default", "marks this installation's containers among others on the same engine")
+    installation: str = setting(
+        DEFAULT_INSTALLATION, "marks this installation's containers among others on the same engine or cluster"
+    )
 
     def __post_init__(self) -> None:
         problems = []
@@ -183,13 +186,22 @@ class KubernetesSettings:
             raise ValueError("\n".join(problems))
 
 
-def require_wrapper_image(settings: KubernetesSettings) -> None:
-    """Raises ConfigurationError where jobs run as pods and nobody has said what brings the command wrapper."""
+def require_for_pods(settings: KubernetesSettings, installation: str) -> None:
+    """What must be set where jobs run as pods, and has no default. Raises ConfigurationError with every problem."""
+    problems = []
     if not settings.wrapper_image:
-        raise ConfigurationError(
+        problems.append(
             "HUBFLOW_KUBERNETES_WRAPPER_IMAGE is not set: the image with the command wrapper, as the cluster can pull it "
             "(target `wrapper` of the Dockerfile)"
         )
+    if settings.namespace_per_tenant and installation == DEFAULT_INSTALLATION:
+        # Pods of this installation's name that its database does not know are orphans, and removed.
+        problems.append(
+            "HUBFLOW_KUBERNETES_NAMESPACE_PER_TENANT needs a HUBFLOW_RUNTIME_INSTALLATION that no other Hubflow on this "
+            "cluster has: pods are then looked for in all namespaces, and two of one name would remove each other's jobs"
+        )
+    if problems:
+        raise ConfigurationError("\n".join(problems))
 
 
 _KUBERNETES_PARSED: Mapping[str, Callable[[str], object]] = {

@@ -8,12 +8,12 @@ from shared.runtime.kubernetes_access import Access
 from shared.runtime.kubernetes_body import PodDefaults
 from shared.runtime.kubernetes_options import OFFER, json_list, json_map, networks, pairs, words
 from shared.runtime.kubernetes_place import Tenancy
-from shared.settings import KubernetesSettings, require_wrapper_image
+from shared.settings import KubernetesSettings, require_for_pods
 
 
 def open_kubernetes(settings: KubernetesSettings, installation: str, default_image: str) -> KubernetesRuntime:
     """The runtime, not yet asked anything. Raises ConfigurationError."""
-    require_wrapper_image(settings)
+    require_for_pods(settings, installation)
     return KubernetesRuntime(config_of(settings, installation, default_image))
 
 

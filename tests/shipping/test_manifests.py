@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.shipping.building import ROOT, VERSION
+from tests.shipping.kubectl import Kubectl
 
 pytestmark = pytest.mark.servers
 OVERLAYS = sorted(path.parent.name for path in (ROOT / "k8s" / "overlays").glob("*/kustomization.yaml"))
 COMPONENTS = sorted(path.parent.name for path in (ROOT / "k8s" / "components").glob("*/kustomization.yaml"))
+
+
+OFFLINE = Kubectl(Path(os.devnull))
+"""Renders; that needs no cluster."""
 
 
 def rendered(kubectl, folder: Path) -> list[dict]:
@@ -32,14 +38,30 @@ def test_an_overlay_is_what_the_cluster_takes(kubectl, namespaces, overlay):
     assert refused_or_warned(kubectl, ROOT / "k8s/overlays" / overlay) == ""
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
-def test_a_component_is_what_the_cluster_takes(kubectl, namespaces, component, tmp_path_factory):
+def overlay_with(component: str, folder: Path) -> Path:
+    """An overlay of the base and one component, in `folder`."""
     # Kustomize takes paths that are relative to the file.
-    folder = tmp_path_factory.mktemp("overlay")
     near = Path(*[".."] * (len(folder.resolve().parts) - 1)) / str(ROOT / "k8s")[1:]
     parts = {"resources": [str(near / "base")], "components": [str(near / "components" / component)]}
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(parts))
-    assert refused_or_warned(kubectl, folder) == ""
+    return folder
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_a_component_is_what_the_cluster_takes(kubectl, namespaces, component, tmp_path):
+    assert refused_or_warned(kubectl, overlay_with(component, tmp_path)) == ""
+
+
+def test_with_a_namespace_for_each_tenant_installations_are_named_after_the_services_namespace(tmp_path):
+    named = {}
+    for each in rendered(OFFLINE, overlay_with("tenant-namespaces", tmp_path)):
+        if each["kind"] == "Deployment":
+            [container] = each["spec"]["template"]["spec"]["containers"]
+            variables = {variable["name"]: variable for variable in container.get("env", ())}
+            named[each["metadata"]["name"]] = variables.get("HUBFLOW_RUNTIME_INSTALLATION", {}).get("valueFrom")
+    assert [name for name, source in named.items() if source == {"fieldRef": {"fieldPath": "metadata.namespace"}}] == [
+        "executor", "log-collector", "status-watcher"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

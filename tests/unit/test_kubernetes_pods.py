@@ -13,16 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.doctor.workplace import amount
+from cli.serving import load_services
 from services.status_watcher.core import outcome_of, overflowed
 from shared.config import load
 from shared.errors import ConfigurationError, PermanentError
 from shared.runtime import kubernetes_body as body
 from shared.runtime.allowed import Allowed
+from shared.runtime.kubernetes_config import open_kubernetes
 from shared.runtime.kubernetes_options import OFFER
 from shared.runtime.kubernetes_place import Tenancy, ip_blocks
 from shared.runtime.kubernetes_read import hopeless, may_pass, observe, overdue, pod_of
 from shared.runtime.protocol import ContainerSpec, Phase, ServiceSpec
-from shared.settings import KubernetesSettings
+from shared.service import check
+from shared.settings import KubernetesSettings, RuntimeSettings
+from shared.vault import new_key
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
@@ -131,6 +135,26 @@ def test_t89_settings_that_allow_what_does_not_exist_are_refused() -> None:
         load({"HUBFLOW_KUBERNETES_ALLOW": "hostPath"}, KubernetesSettings)
     with pytest.raises(ConfigurationError, match="TOLERATIONS"):
         load({"HUBFLOW_KUBERNETES_TOLERATIONS": "[1]"}, KubernetesSettings)
+
+
+def test_a_namespace_for_each_tenant_needs_an_installation_with_a_name() -> None:
+    divided = KubernetesSettings(wrapper_image="wrapper", namespace_per_tenant=True)
+    with pytest.raises(ConfigurationError, match="HUBFLOW_RUNTIME_INSTALLATION that no other"):
+        open_kubernetes(divided, RuntimeSettings().installation, "")
+    open_kubernetes(divided, "staging", "")
+    open_kubernetes(KubernetesSettings(wrapper_image="wrapper"), RuntimeSettings().installation, "")
+
+
+def test_services_that_need_pods_start_only_with_what_these_need() -> None:
+    environment = {
+        "HUBFLOW_DATABASE_URL": "postgresql://localhost/hubflow", "HUBFLOW_SECRET_KEY": new_key(),
+        "HUBFLOW_RUNTIME_KIND": "kubernetes", "HUBFLOW_KUBERNETES_NAMESPACE_PER_TENANT": "true",
+    }  # fmt: skip
+    with pytest.raises(ConfigurationError) as told:
+        check(load_services(["executor"]), environment)
+    assert "WRAPPER_IMAGE" in str(told.value)
+    assert "RUNTIME_INSTALLATION" in str(told.value)
+    check(load_services(["scheduler"]), environment)
 
 
 def test_networks_that_are_none_are_refused() -> None:
