@@ -94,4 +94,7 @@ def test_every_container_is_confined_and_every_service_can_be_drained(kubectl, o
         assert {"startupProbe", "readinessProbe", "livenessProbe"} <= pod["containers"][0].keys()
         assert pod["terminationGracePeriodSeconds"] > 20
     names = {each["metadata"]["name"] for each in services}
-    assert {each["metadata"]["name"] for each in documents if each["kind"] == "PodDisruptionBudget"} == names
+    budgets = {each["metadata"]["name"]: each["spec"] for each in documents if each["kind"] == "PodDisruptionBudget"}
+    assert budgets.keys() == names
+    # What is not ready does not stand in the way of a drain.
+    assert {each["unhealthyPodEvictionPolicy"] for each in budgets.values()} == {"AlwaysAllow"}
