@@ -62,7 +62,7 @@ def _pod(place: str, container: Mapping[str, Any], more: Mapping[str, Any]) -> d
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "activeDeadlineSeconds": int(PATIENCE),
-            "securityContext": {"runAsUser": 65532, "runAsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+            "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [look],
             **more,
         },

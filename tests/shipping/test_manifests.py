@@ -85,6 +85,10 @@ def test_every_container_is_confined_and_every_service_can_be_drained(kubectl, o
     documents = rendered(kubectl, ROOT / "k8s/overlays" / overlay)
     services = [each for each in documents if each["kind"] == "Deployment"]
     assert len(services) == 7
+    [migrate] = [each for each in documents if each["kind"] == "Job"]
+    users = {"runAsUser", "runAsGroup", "fsGroup"}  # OpenShift gives its own, and refuses others
+    for each in [*services, migrate]:
+        assert not users & each["spec"]["template"]["spec"]["securityContext"].keys()
     for each in services:
         pod = each["spec"]["template"]["spec"]
         assert pod["securityContext"]["runAsNonRoot"] is True

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from cli.doctor import meaning
+from cli.doctor import meaning, probe
 from cli.doctor.cluster import volumes
 from cli.doctor.finding import State
+from cli.doctor.installation import Installation
 from cli.doctor.workplace import amount
 
 HEALTHY = {"version": 180006, "pending": [], "max_connections": 300}
@@ -89,3 +90,14 @@ def test_image_volumes(known, runtimes, wanted, state):
 @pytest.mark.parametrize(("text", "value"), [("250m", 0.25), ("2Gi", 2 << 30), ("500", 500), ("1k", 1000), ("0", 0)])
 def test_amounts(text, value):
     assert float(amount(text)) == value
+
+
+def test_the_pods_that_look_run_as_the_user_of_their_image():
+    # OpenShift refuses a pod that names one.
+    executor = {"spec": {"template": {"spec": {"containers": [{"image": "hubflow"}]}}}}
+    installation = Installation("hubflow", {"executor": executor}, {"HUBFLOW_RUNTIME_KIND": "kubernetes"})
+    for pod in (probe.as_service(installation), probe.as_job(installation, installation.runtime())):
+        [container] = pod["spec"]["containers"]
+        assert pod["spec"]["securityContext"] == {"seccompProfile": {"type": "RuntimeDefault"}}
+        assert container["securityContext"]["runAsNonRoot"] is True
+        assert "runAsUser" not in container["securityContext"]
