@@ -38,7 +38,7 @@ RUN /builder/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
 
 FROM ${PYTHON}
 ENV PATH=/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
-    HUBFLOW_HTTP_HOST=0.0.0.0 HUBFLOW_RUNTIME_WRAPPER=/hubflow/wrapper
+    HUBFLOW_HTTP_HOST= HUBFLOW_RUNTIME_WRAPPER=/hubflow/wrapper
 COPY --from=packages /venv /venv
 COPY --from=go /build/wrapper/bin/ /hubflow/wrapper/
 WORKDIR /hubflow

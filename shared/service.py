@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
@@ -138,7 +139,7 @@ async def serve(
         if host.settings.public_url:
             host.public_url = host.settings.public_url.rstrip("/")
         else:
-            host.public_url = f"http://{host.settings.http_host}:{port}"
+            host.public_url = f"http://{host.settings.http_host or 'localhost'}:{port}"
         for part in parts:
             for consumer in part.consumers:
                 await host.bus.consume(consumer)
@@ -306,16 +307,24 @@ async def _listen(stack: AsyncExitStack, host: Host, health: _Health, parts: Seq
     runner = web.AppRunner(app, access_log=None, logger=logger, handle_signals=False, shutdown_timeout=5)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    site = web.TCPSite(runner, host.settings.http_host, host.settings.http_port)
+    name, number = host.settings.http_host, host.settings.http_port
     try:
+        site = web.TCPSite(runner, name, number) if name else web.SockSite(runner, _everywhere(number))
         await site.start()
     except OSError as error:
         raise ConfigurationError(
-            f"cannot listen on {host.settings.http_host}:{host.settings.http_port} ({error.strerror}); "
+            f"cannot listen on {name or '*'}:{number} ({error.strerror}); "
             "set HUBFLOW_HTTP_PORT to a free port, or 0 for any"
         ) from error
     address: tuple[str, int] = runner.addresses[0]
     return address[1]
+
+
+def _everywhere(port: int) -> socket.socket:
+    """One socket for IPv4 and IPv6, so that port 0 is one port; for IPv4 alone where the machine has no IPv6."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))
 
 
 @contextlib.asynccontextmanager

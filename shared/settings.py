@@ -31,9 +31,11 @@ class HostSettings:
     database_url: str = setting("", "postgresql://user:password@host:port/name of PostgreSQL >= 14", secret=True)
     amqp_url: str = setting("", "amqp://user:password@host:port/vhost of RabbitMQ >= 3.10; empty: one process, no broker",
                             secret=True)  # fmt: skip
-    http_host: str = setting("127.0.0.1", "address to listen on")
+    http_host: str = setting("127.0.0.1", "address to listen on; empty: all of this machine's, IPv4 and IPv6")
     http_port: int = setting(8080, "port to listen on; 0: any free one")
-    public_url: str = setting("", "how people and webhook senders reach the console; empty: http://HOST:PORT")
+    public_url: str = setting(
+        "", "how people and webhook senders reach the console; empty: http://HOST:PORT, or http://localhost:PORT"
+    )
     secret_key: str = setting("", "encrypts secrets and signs links: 32 bytes in URL-safe base64 (`hubflow token key`)",
                               secret=True)  # fmt: skip
     log_level: str = setting("info", "debug, info, warning or error")

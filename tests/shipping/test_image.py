@@ -23,6 +23,7 @@ def test_the_image_runs_as_nobody_and_adds_little_to_its_base(shipped):
     image = inspected(shipped, IMAGE)
     assert image["Config"]["User"] == "65532:65532"
     assert image["Config"]["Entrypoint"] == ["hubflow"]
+    assert "HUBFLOW_HTTP_HOST=" in image["Config"]["Env"]  # IPv4 and IPv6
     added = image["Size"] - inspected(shipped, base_images.PYTHON)["Size"]
     assert added < 180 * MIB, f"{added / MIB:.0f} MiB"
 
