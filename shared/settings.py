@@ -171,6 +171,10 @@ class KubernetesSettings:
         "169.254.0.0/16, fe80::/10, fd00:ec2::254/128",
         "networks among these that they may not: cloud metadata, for one",
     )
+    egress_cluster: bool = setting(
+        True,
+        "jobs may connect to all pods of the cluster, whatever the networks say: not all plugins count pods to these",
+    )
     shared_class: str = setting("", "StorageClass (ReadWriteMany) of WORKFLOW_CACHE; empty: jobs cannot share a folder")
     shared_size: str = setting("10Gi", "size of such a volume")
     pull_seconds: float = setting(300.0, "how long pulling a job's image may fail before the job fails with ImagePull")

@@ -43,6 +43,7 @@ def config_of(settings: KubernetesSettings, installation: str, default_image: st
             limits=json_map(settings.limits),
             egress=networks(settings.egress),
             egress_except=networks(settings.egress_except),
+            egress_cluster=settings.egress_cluster,
             security="restricted" if settings.restricted else "baseline",
         ),
         allowed=Allowed.parse(settings.allow, OFFER),

@@ -44,6 +44,8 @@ class Tenancy:
     """Where jobs may connect to; nobody connects to them."""
     egress_except: tuple[str, ...] = ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128")
     """But not there: where clouds hand out credentials, for one."""
+    egress_cluster: bool = True
+    """They may connect to all pods of the cluster, also to those within `egress_except`."""
     security: str = "baseline"
     """Pod Security level that the namespace enforces."""
 
@@ -60,6 +62,19 @@ class Tenancy:
     def everywhere(self) -> str:
         """The namespace to watch; "" for all."""
         return "" if self.per_tenant else self.namespace
+
+
+def network_policy(tenancy: Tenancy) -> dict[str, Any]:
+    """`spec` of the NetworkPolicy of jobs, the same as in k8s/base/jobs/network.yaml."""
+    peers = ip_blocks(tenancy.egress, tenancy.egress_except)
+    if tenancy.egress_cluster:
+        # To some network plugins (Cilium, and with it Dataplane V2 of GKE) the address of a pod is in no ipBlock.
+        peers.append({"namespaceSelector": {}})
+    names = {"ports": [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]}
+    egress: list[dict[str, Any]] = [names]
+    if peers:
+        egress.append({"to": peers})
+    return {"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": [], "egress": egress}
 
 
 def ip_blocks(allowed: Iterable[str], but: Iterable[str]) -> list[dict[str, Any]]:
@@ -149,7 +164,7 @@ class Namespaces:
         account = {"automountServiceAccountToken": False}
         parts: list[tuple[str, str, str, Mapping[str, Any]]] = [
             ("v1", "serviceaccounts", "ServiceAccount", account),
-            ("networking.k8s.io/v1", "networkpolicies", "NetworkPolicy", {"spec": self._policy()}),
+            ("networking.k8s.io/v1", "networkpolicies", "NetworkPolicy", {"spec": network_policy(tenancy)}),
         ]
         if tenancy.quota:
             parts.append(("v1", "resourcequotas", "ResourceQuota", {"spec": {"hard": dict(tenancy.quota)}}))
@@ -157,14 +172,6 @@ class Namespaces:
             limits = {"type": "Container", **tenancy.limits}
             parts.append(("v1", "limitranges", "LimitRange", {"spec": {"limits": [limits]}}))
         return parts
-
-    def _policy(self) -> dict[str, Any]:
-        blocks = ip_blocks(self._tenancy.egress, self._tenancy.egress_except)
-        names = {"ports": [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]}
-        egress: list[dict[str, Any]] = [names]
-        if blocks:
-            egress.append({"to": blocks})
-        return {"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": [], "egress": egress}
 
     async def _apply_in(
         self, namespace: str, marks: Mapping[str, str], part: tuple[str, str, str, Mapping[str, Any]]

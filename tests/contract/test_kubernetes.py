@@ -500,7 +500,9 @@ async def test_each_tenant_has_a_namespace_that_is_put_right_again(kubernetes_pl
         assert len(set(spaces.values())) == 2
         first = spaces["t1"]
         policy = f"/apis/networking.k8s.io/v1/namespaces/{first}/networkpolicies/hubflow-jobs"
-        assert (await kubernetes_place.cluster("GET", policy))["spec"]["policyTypes"] == ["Ingress", "Egress"]
+        rules = (await kubernetes_place.cluster("GET", policy))["spec"]
+        assert rules["policyTypes"] == ["Ingress", "Egress"]
+        assert {"namespaceSelector": {}} in rules["egress"][1]["to"]
         limit = await kubernetes_place.cluster("GET", f"/api/v1/namespaces/{first}/resourcequotas/hubflow-jobs")
         assert limit["spec"]["hard"] == quota
         await kubernetes_place.cluster("DELETE", policy)

@@ -6,9 +6,11 @@ import base64
 import dataclasses
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,9 +21,9 @@ from shared.config import load
 from shared.errors import ConfigurationError, PermanentError
 from shared.runtime import kubernetes_body as body
 from shared.runtime.allowed import Allowed
-from shared.runtime.kubernetes_config import open_kubernetes
+from shared.runtime.kubernetes_config import config_of, open_kubernetes
 from shared.runtime.kubernetes_options import OFFER
-from shared.runtime.kubernetes_place import Tenancy, ip_blocks
+from shared.runtime.kubernetes_place import Tenancy, ip_blocks, network_policy
 from shared.runtime.kubernetes_read import hopeless, may_pass, observe, overdue, pod_of
 from shared.runtime.protocol import ContainerSpec, Phase, ServiceSpec
 from shared.service import check
@@ -171,6 +173,23 @@ def test_a_network_has_only_exceptions_that_lie_within_it() -> None:
         {"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}},
         {"ipBlock": {"cidr": "::/0", "except": ["fe80::/10"]}},
     ]
+
+
+def test_the_manifest_of_jobs_and_the_namespaces_of_tenants_have_the_same_network_policy() -> None:
+    manifest = yaml.safe_load((Path(__file__).parents[2] / "k8s/base/jobs/network.yaml").read_text())
+    assert manifest["spec"] == network_policy(Tenancy())
+    assert config_of(KubernetesSettings(), "test", "").tenancy == Tenancy()
+
+
+@pytest.mark.parametrize(
+    ("setting", "peers"), [("true", [{"namespaceSelector": {}}]), ("false", [])], ids=["cluster", "not-the-cluster"]
+)
+def test_pods_of_the_cluster_are_reached_where_networks_do_not_mean_them(setting: str, peers: list[Any]) -> None:
+    environment = {"HUBFLOW_KUBERNETES_EGRESS": "10.0.0.0/8", "HUBFLOW_KUBERNETES_EGRESS_CLUSTER": setting}
+    [settings] = load(environment, KubernetesSettings)
+    [names, rule] = network_policy(config_of(settings, "test", "").tenancy)["egress"]
+    assert names["ports"][0]["port"] == 53
+    assert rule["to"] == [{"ipBlock": {"cidr": "10.0.0.0/8"}}, *peers]
 
 
 def test_t89_a_toleration_of_everything_is_not_one_of_a_key() -> None:
