@@ -16,8 +16,8 @@ from shared.errors import ConfigurationError
 from shared.log import LEVELS
 from shared.runtime.allowed import Allowed
 from shared.runtime.docker_body import OFFER as DOCKER_OFFER
+from shared.runtime.kubernetes_options import CREDENTIALS, json_list, json_map, networks, pairs
 from shared.runtime.kubernetes_options import OFFER as KUBERNETES_OFFER
-from shared.runtime.kubernetes_options import json_list, json_map, networks, pairs
 
 KINDS = ("auto", "process", "docker", "kubernetes")
 """Where jobs can run."""
@@ -168,8 +168,7 @@ class KubernetesSettings:
     )
     egress: str = setting("0.0.0.0/0, ::/0", "networks that jobs may connect to; names are always resolved")
     egress_except: str = setting(
-        "169.254.0.0/16, fe80::/10, fd00:ec2::254/128",
-        "networks among these that they may not: cloud metadata, for one",
+        ", ".join(CREDENTIALS), "networks among these that they may not: cloud metadata, for one"
     )
     egress_cluster: bool = setting(
         True,

@@ -22,6 +22,14 @@ OFFER = Offer(
     free={"read_only_root": frozenset()},
 )
 """What workflows may ask for."""
+CREDENTIALS = (
+    "169.254.0.0/16", "fe80::/10",  # nearly all clouds' metadata, and what EKS and ECS hand out
+    "fd00:ec2::254/128", "fd00:ec2::23/128",  # AWS: metadata, and EKS Pod Identity
+    "fd20:ce::254/128",  # GCE
+    "168.63.129.16/32",  # Azure's WireServer
+    "100.100.100.200/32",  # Alibaba
+)  # fmt: skip
+"""Networks where clouds hand out credentials of the node or the account; the default of HUBFLOW_KUBERNETES_EGRESS_EXCEPT."""
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from typing import Any
 from shared.errors import TemporaryError
 from shared.runtime import kubernetes_body as body
 from shared.runtime.kubernetes_api import APPLY, Api, ApiError
+from shared.runtime.kubernetes_options import CREDENTIALS
 
 AGAIN = 300.0
 """Seconds after which a namespace is put right again."""
@@ -42,8 +43,8 @@ class Tenancy:
     """LimitRange for containers: `default`, `defaultRequest`, `max`; empty: none."""
     egress: tuple[str, ...] = ("0.0.0.0/0", "::/0")
     """Where jobs may connect to; nobody connects to them."""
-    egress_except: tuple[str, ...] = ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128")
-    """But not there: where clouds hand out credentials, for one."""
+    egress_except: tuple[str, ...] = CREDENTIALS
+    """But not there."""
     egress_cluster: bool = True
     """They may connect to all pods of the cluster, also to those within `egress_except`."""
     security: str = "baseline"

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import json
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,20 @@ def test_the_manifest_of_jobs_and_the_namespaces_of_tenants_have_the_same_networ
     manifest = yaml.safe_load((Path(__file__).parents[2] / "k8s/base/jobs/network.yaml").read_text())
     assert manifest["spec"] == network_policy(Tenancy())
     assert config_of(KubernetesSettings(), "test", "").tenancy == Tenancy()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "169.254.169.254", "169.254.170.2", "169.254.170.23", "fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "168.63.129.16",
+        "100.100.100.200",
+    ],
+)  # fmt: skip
+def test_jobs_do_not_reach_where_clouds_hand_out_credentials(address: str) -> None:
+    [_, rule] = network_policy(Tenancy())["egress"]
+    blocks = [peer["ipBlock"] for peer in rule["to"] if "ipBlock" in peer]
+    [block] = [each for each in blocks if ip_address(address) in ip_network(each["cidr"])]
+    assert any(ip_address(address) in ip_network(each) for each in block["except"])
 
 
 @pytest.mark.parametrize(
