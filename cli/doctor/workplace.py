@@ -13,6 +13,8 @@ from shared.runtime.kubernetes_api import Api, ApiError
 from shared.runtime.protocol import ContainerSpec
 
 NEARLY = Decimal("0.9")
+RELEASE = "When the namespace of jobs was deleted"
+"""The heading of docs/kubernetes.md that tells the cure."""
 _JOB = "hubflow-doctor"
 _SUFFIXES = {
     "m": Decimal("0.001"), "k": Decimal(10**3), "M": Decimal(10**6), "G": Decimal(10**9), "T": Decimal(10**12),
@@ -35,7 +37,19 @@ async def check(api: Api, config: KubernetesConfig) -> list[Finding]:
         if config.tenancy.manage:
             return [ok("namespace of jobs", f"{namespace} is made when the first job comes")]
         return [failed("namespace of jobs", f"{namespace} does not exist", "kubectl apply -k k8s/base/jobs")]
+    if found["status"].get("phase") == "Terminating":
+        return [await _terminating(api, namespace)]
     return [await _pod_security(api, namespace, found, config), await _quota(api, namespace)]
+
+
+async def _terminating(api: Api, namespace: str) -> Finding:
+    pods = (await api.call("GET", f"/api/v1/namespaces/{namespace}/pods"))["items"]
+    held = [each["metadata"]["name"] for each in pods if body.FINALIZER in (each["metadata"].get("finalizers") or ())]
+    message = f"{namespace} is being deleted, and no job can start"
+    if held:
+        message += f"; {len(held)} pods ({held[0]}, ...) are held until their outcome is stored"
+        return failed("namespace of jobs", message, f'"{RELEASE}" in docs/kubernetes.md')
+    return failed("namespace of jobs", message, "kubectl apply -k k8s/base/jobs, when it is gone")
 
 
 async def _pod_security(api: Api, namespace: str, found: Mapping[str, Any], config: KubernetesConfig) -> Finding:

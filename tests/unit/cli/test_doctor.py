@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import textwrap
+from pathlib import Path
+
 import pytest
+import yaml
 
 from cli.doctor import meaning, probe
 from cli.doctor.cluster import volumes
 from cli.doctor.finding import State
 from cli.doctor.installation import Installation
-from cli.doctor.workplace import amount
+from cli.doctor.workplace import RELEASE, amount
+from cli.doctor.workplace import check as workplace
+from shared.runtime import kubernetes_body as body
 
 HEALTHY = {"version": 180006, "pending": [], "max_connections": 300}
 
@@ -101,3 +107,38 @@ def test_the_pods_that_look_run_as_the_user_of_their_image():
         assert pod["spec"]["securityContext"] == {"seccompProfile": {"type": "RuntimeDefault"}}
         assert container["securityContext"]["runAsNonRoot"] is True
         assert "runAsUser" not in container["securityContext"]
+
+
+class Leaving:
+    """An API server whose namespace of jobs is being deleted, with these pods in it."""
+
+    def __init__(self, pods):
+        self._pods = pods
+
+    async def call(self, method, path):
+        """A namespace, or its pods."""
+        return {"items": self._pods} if path.endswith("/pods") else {"status": {"phase": "Terminating"}}
+
+
+@pytest.mark.parametrize(
+    ("finalizers", "words", "fix"),
+    [([body.FINALIZER], "1 pods (hf-a-1-0, ...) are held", RELEASE), (["other"], "no job can start", "kubectl apply")],
+)
+async def test_a_namespace_of_jobs_that_is_being_deleted(finalizers, words, fix):
+    config = Installation("hubflow", {}, {"HUBFLOW_RUNTIME_KIND": "kubernetes"}).runtime()
+    [finding] = await workplace(Leaving([{"metadata": {"name": "hf-a-1-0", "finalizers": finalizers}}]), config)
+    assert finding.state is State.FAILED
+    assert words in finding.message
+    assert fix in finding.fix
+
+
+def test_the_cure_for_a_deleted_namespace_gives_what_status_watcher_has_anyway():
+    root = Path(__file__).parents[3]
+    cure = (root / "docs/kubernetes.md").read_text().partition(f"## {RELEASE}")[2].partition("<<'END'\n")[2]
+    role, binding = yaml.safe_load_all(textwrap.dedent(cure.partition("    END\n")[0]))
+    granted = yaml.safe_load_all((root / "k8s/base/jobs/permissions.yaml").read_text())
+    [own] = [
+        each for each in granted if each and (each["kind"], each["metadata"]["name"]) == ("Role", "status-watcher")
+    ]
+    assert role["rules"] == own["rules"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "status-watcher", "namespace": "hubflow"}]
