@@ -13,6 +13,7 @@ time (T75).
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,7 @@ from yarl import URL
 
 from shared import crash
 from shared.bus.handling import Verdict, handle
-from shared.bus.protocol import RETRY_DELAYS, Consumer, DeadMessage, Message
+from shared.bus.protocol import RETRY_DELAYS, Consumer, DeadMessage, Message, topic_matcher
 from shared.bus.publisher import Acknowledger, Publisher
 from shared.bus.topology import TOPICS
 from shared.crash import Point
@@ -54,7 +55,7 @@ PUT_AWAY_AGAIN = 1.0
 GUARD_INTERVAL = 5.0
 """Seconds between two looks at the connection."""
 STUCK_AFTER = 20.0
-"""Seconds without a connection after which it is asked whether others get one."""
+"""Seconds without a connection after which it is asked whether others get one; and that declaring queues again may take."""
 LISTENER_BACKLOG = 100_000
 """Messages kept for a listener that does not read; older ones are dropped."""
 
@@ -79,18 +80,23 @@ class AmqpBus:
     # ------------------------------------------------------------ publishing
 
     def publish(self, message: Message) -> asyncio.Future[None]:
-        return self._publish(EVENTS, message.topic, message.id, message.body)
+        return self._publish(
+            EVENTS, message.topic, message.id, message.body, mandatory=_heard(message.topic.partition(".")[2])
+        )
 
     def nudge(self, topic: str, body: bytes) -> None:
-        self._publish(LIVE, topic, uuid.uuid4(), body, persistent=False).add_done_callback(_note_lost_nudge)
+        self._publish(LIVE, topic, uuid.uuid4(), body, persistent=False, mandatory=False).add_done_callback(
+            _note_lost_nudge
+        )
 
     def _publish(
         self, exchange: str, key: str, id: uuid.UUID, body: bytes,
-        headers: dict[str, Any] | None = None, *, persistent: bool = True,
+        headers: dict[str, Any] | None = None, *, persistent: bool = True, mandatory: bool = True,
     ) -> asyncio.Future[None]:  # fmt: skip
         return self._publisher.publish(
-            exchange, key, str(id), body, content_type=CONTENT_TYPE, headers=headers, persistent=persistent
-        )
+            exchange, key, str(id), body,
+            content_type=CONTENT_TYPE, headers=headers, persistent=persistent, mandatory=mandatory,
+        )  # fmt: skip
 
     # ------------------------------------------------------------ consuming
 
@@ -203,11 +209,24 @@ class AmqpBus:
             now = time.monotonic()
             if self._closing or (self._connection.connected.is_set() and not self._waits_for_a_lock()):
                 lost_at = None
+                if self._publisher.returned and not self._closing:
+                    await self._declare_again()
                 continue
             lost_at = lost_at or now
             if now - lost_at > STUCK_AFTER and await _answers(self._url):
                 lost_at = now
                 _free_the_lock()
+
+    async def _declare_again(self) -> None:
+        """Somebody has deleted a queue by hand, and what had to be in it came back."""
+        self._publisher.returned = False
+        try:
+            async with asyncio.timeout(STUCK_AFTER), self._connection.channel() as channel:
+                await self._declare(channel)
+            _log.warning("message came back, the queues are declared again")
+        except _BROKER_ERRORS as error:
+            self._publisher.returned = True
+            _log.warning("queues not declared", error=_text(error))
 
     def _waits_for_a_lock(self) -> bool:
         """aio-pika says that it is connected before its channels are restored, so it is asked what it waits for."""
@@ -234,11 +253,14 @@ class AmqpBus:
 
     async def open(self) -> None:
         """Declare everything; called once, by `open_amqp_bus`."""
-        publishing = await self._connection.channel(publisher_confirms=True)
+        publishing = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
         if not isinstance(publishing, AbstractRobustChannel):
             raise TypeError("aio-pika gave a channel that does not reconnect")
         self._publisher = Publisher(publishing)
-        channel = self._declaring = await self._connection.channel()
+        self._declaring = await self._connection.channel()
+        await self._declare(self._declaring)
+
+    async def _declare(self, channel: aio_pika.abc.AbstractChannel) -> None:
         await channel.declare_exchange(EVENTS, "topic", durable=True)
         await channel.declare_exchange(LIVE, "topic", durable=True)
         await channel.declare_exchange(DEAD, "fanout", durable=True)
@@ -290,6 +312,12 @@ async def open_amqp_bus(url: str) -> AmqpBus:
             await bus.close()
             raise
     return bus
+
+
+@functools.lru_cache(maxsize=256)
+def _heard(type: str) -> bool:
+    """Whether some consumer group must hear of events of this type, whosever they are: without a queue they are not sent."""
+    return topic_matcher([topic for topics in TOPICS.values() for topic in topics])(f"tenant.{type}")
 
 
 @contextmanager

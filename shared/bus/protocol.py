@@ -73,8 +73,9 @@ class Bus(Protocol):
 
     def publish(self, message: Message) -> asyncio.Future[None]:
         """Send an event. The future is done when it is safe: confirmed by the broker, or, where there is none, handled or
-        parked by every consumer group. It fails with TemporaryError when that cannot be told; then send it again. It fails with
-        PermanentError where a broker cannot carry it (RabbitMQ: a topic of more than 255 bytes)."""
+        parked by every consumer group. It fails with TemporaryError when that cannot be told, or when there is no queue for
+        what some group must hear; then send it again. It fails with PermanentError where a broker cannot carry it (RabbitMQ: a
+        topic of more than 255 bytes)."""
         ...
 
     async def consume(self, consumer: Consumer) -> None:

@@ -44,13 +44,15 @@ _log = get_logger("bus")
 class _Outgoing:
     exchange: str
     key: str
+    id: str
     body: bytes
     properties: spec.Basic.Properties
+    mandatory: bool
     confirmed: asyncio.Future[None]
 
 
 class Publisher:
-    """Publishes on one channel of its own, which must have confirms on."""
+    """Publishes on one channel of its own, which must have confirms on, and raise what is returned."""
 
     def __init__(self, channel: AbstractRobustChannel) -> None:
         self._robust = channel
@@ -58,13 +60,16 @@ class Publisher:
         self._waiting: list[_Outgoing] = []
         self._unconfirmed: set[asyncio.Future[Any]] = set()
         self._flushing: asyncio.Task[None] | None = None
+        self.returned = False
+        """A message has come back, as there was no queue for it; whoever declares queues takes this back."""
 
     def publish(
         self, exchange: str, key: str, id: str, body: bytes,
-        *, content_type: str, headers: Mapping[str, Any] | None = None, persistent: bool = True,
+        *, content_type: str, headers: Mapping[str, Any] | None = None, persistent: bool = True, mandatory: bool = False,
     ) -> asyncio.Future[None]:  # fmt: skip
         """The future is done when the broker has confirmed; it fails with TemporaryError when that cannot be told, and with
-        PermanentError for what can never be sent."""
+        PermanentError for what can never be sent. `mandatory`: also with TemporaryError if there is no queue for it, which the
+        broker else confirms and forgets."""
         properties = spec.Basic.Properties(
             content_type=content_type,
             message_id=id,
@@ -72,7 +77,7 @@ class Publisher:
             headers=dict(headers) if headers else None,
         )
         confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Outgoing(exchange, key, body, properties, confirmed))
+        self._waiting.append(_Outgoing(exchange, key, id, body, properties, mandatory, confirmed))
         if self._flushing is None:
             self._flushing = asyncio.create_task(self._flush(), name="publisher")
         return confirmed
@@ -133,15 +138,30 @@ class Publisher:
         confirmation = asyncio.get_running_loop().create_future()
         channel.confirmations[channel.delivery_tag] = confirmation
         self._unconfirmed.add(confirmation)
-        confirmation.add_done_callback(partial(_confirm, each, self._unconfirmed))
+        if each.mandatory:
+            # By this aiormq finds whose confirmation fails when the message comes back.
+            channel.message_id_delivery_tag[each.id] = channel.delivery_tag
+        confirmation.add_done_callback(partial(self._confirm, each, channel, channel.delivery_tag))
         return payload
+
+    def _confirm(self, each: _Outgoing, channel: Channel, tag: int, confirmation: asyncio.Future[Any]) -> None:
+        self._unconfirmed.discard(confirmation)
+        if each.mandatory and channel.message_id_delivery_tag.get(each.id) == tag:
+            del channel.message_id_delivery_tag[each.id]
+        error = confirmation.exception()
+        if isinstance(error, aiormq.exceptions.PublishError):
+            self.returned = True
+        if error is not None:
+            _fail(each.confirmed, each.key, error)
+        elif not each.confirmed.done():
+            each.confirmed.set_result(None)
 
 
 def _payload(channel: Channel, each: _Outgoing) -> bytes:
     size = channel.max_content_size
     bodies = [ContentBody(each.body[at : at + size]) for at in range(0, len(each.body), size)]
     frames: list[Any] = [
-        spec.Basic.Publish(exchange=each.exchange, routing_key=each.key),
+        spec.Basic.Publish(exchange=each.exchange, routing_key=each.key, mandatory=each.mandatory),
         ContentHeader(body_size=len(each.body), properties=each.properties),
         *bodies,
     ]
@@ -158,15 +178,6 @@ def _refuse(each: _Outgoing, error: Exception) -> None:
     _log.error("message refused", error=str(failure))
     if not each.confirmed.done():
         each.confirmed.set_exception(failure)
-
-
-def _confirm(each: _Outgoing, unconfirmed: set[asyncio.Future[Any]], confirmation: asyncio.Future[Any]) -> None:
-    unconfirmed.discard(confirmation)
-    error = confirmation.exception()
-    if error is not None:
-        _fail(each.confirmed, each.key, error)
-    elif not each.confirmed.done():
-        each.confirmed.set_result(None)
 
 
 def _lose(unconfirmed: set[asyncio.Future[Any]], _: object) -> None:

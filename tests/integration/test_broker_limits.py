@@ -13,14 +13,15 @@ from urllib.parse import quote, urlsplit
 import aio_pika
 import pytest
 
-from shared.bus import handling
+from shared.bus import amqp, handling
 from shared.bus.amqp import DELIVERY_LIMIT, AmqpBus, open_amqp_bus
 from shared.bus.protocol import Consumer, Message
+from shared.bus.topology import TOPICS
 from shared.db.database import Database, open_database
 from shared.db.outbox import Relay
 from shared.embedded.process import free_ports
-from shared.errors import TemporaryError
-from shared.events import TenantQuotaChanged
+from shared.errors import PermanentError, TemporaryError
+from shared.events import TenantQuotaChanged, WorkflowApplied
 from shared.vault import new_key
 from tests.contract.test_bus import Hearing, dead_of, message
 from tests.servers.rabbitmq import RabbitMQ
@@ -135,19 +136,55 @@ async def unsent(database: Database) -> int:
     return count
 
 
-async def test_t74_an_event_for_a_queue_that_is_gone_is_heard_once_it_is_declared_again(
-    bus: AmqpBus, rabbitmq: RabbitMQ, amqp_url: str
+async def test_t74_an_event_for_a_queue_that_is_gone_stays_in_the_outbox_until_it_is_declared_again(
+    bus: AmqpBus, rabbitmq: RabbitMQ, amqp_url: str, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody deleted a queue by hand. Whoever starts next declares it anew; nothing hangs meanwhile."""
+    """Somebody deleted a queue by hand while nobody heard it: the broker confirmed such an event, and it was lost."""
+    monkeypatch.setattr(amqp, "GUARD_INTERVAL", 0.1)
     await rabbitmq.api("DELETE", f"queues/{vhost_of(amqp_url)}/hubflow.scheduler")
-    await bus.publish(message("acme.run.created"))
-    again = await open_amqp_bus(amqp_url)
+    async with open_database(database) as opened:
+        opened.relay = Relay(opened, bus)
+        async with opened.transaction() as tx:
+            tx.tell(event := TenantQuotaChanged(tenant="acme", by="ann"))
+            tx.tell(WorkflowApplied(tenant="acme", workflow="w", version=1, by="ann"))
+        await opened.relay.flush()
+        assert await unsent(opened) == 1, "nobody has to hear of the other one"
+        guard = asyncio.create_task(bus.guard())
+        async with asyncio.timeout(30):
+            while await unsent(opened):
+                await opened.relay.sweep(age=0)
+                await opened.relay.flush()
+                await asyncio.sleep(0.1)
+        guard.cancel()
     hearing = Hearing()
-    await again.consume(Consumer("scheduler", ["*.run.created"], hearing))
-    sent = message("acme.run.created")
-    await bus.publish(sent)
-    assert sent.id in {each.id for each in await hearing.until(1)}
-    await again.close()
+    await bus.consume(Consumer("scheduler", TOPICS["scheduler"], hearing))
+    assert [each.id for each in await hearing.until(1)] == [event.id]
+
+
+async def test_t74_what_is_put_off_or_parked_is_not_lost_with_a_queue_that_is_gone(
+    bus: AmqpBus, rabbitmq: RabbitMQ, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(amqp, "GUARD_INTERVAL", 0.1)
+    for queue in ("hubflow.delay.1000", "hubflow.dead"):
+        await rabbitmq.api("DELETE", f"queues/{vhost_of(amqp_url)}/{queue}")
+    hopeless = uuid.uuid4()
+
+    async def act(each: Message) -> None:
+        if each.id == hopeless:
+            raise PermanentError("never", reason="BadInput")
+        if each.tries == 1:
+            raise TemporaryError("not yet")
+
+    hearing = Hearing(act)
+    await bus.consume(Consumer("one", ["acme.#"], hearing))
+    await asyncio.gather(bus.publish(sent := message()), bus.publish(Message(hopeless, "acme.run.created", b"")))
+    await hearing.until(2)
+    guard = asyncio.create_task(bus.guard())
+    async with asyncio.timeout(30):
+        while [each.id for each in hearing.heard if each.tries == 2] != [sent.id]:
+            await asyncio.sleep(0.05)
+    assert [each.id for each in await dead_of(bus, 1)] == [hopeless]
+    guard.cancel()
 
 
 # ---------------------------------------------------------------- restarts
