@@ -129,7 +129,8 @@ class Relay:
     async def sweep(self, age: float = SWEEP_AGE) -> int:
         """Publish what is older than `age` seconds and not marked as sent. Returns how many there were."""
         rows = await self._database.fetch(_CLAIM, age, list(self._in_flight), SWEEP_LIMIT)
-        for row in rows:
+        # They come in any order; a run's are told in that of its commits.
+        for row in sorted(rows, key=lambda row: row["seq"] or 0):
             self._publish(Message(row["id"], f"{row['tenant']}.{row['type']}", with_seq(row["body"], row["seq"])))
         if rows:
             _log.info("outbox swept", events=len(rows))

@@ -23,6 +23,7 @@ from shared.embedded.process import free_ports
 from shared.errors import PermanentError, TemporaryError
 from shared.events import TenantQuotaChanged, WorkflowApplied
 from shared.vault import new_key
+from tests.chaos.proxy import opened_proxy
 from tests.contract.test_bus import Hearing, dead_of, message
 from tests.servers.rabbitmq import RabbitMQ
 
@@ -185,6 +186,18 @@ async def test_t74_what_is_put_off_or_parked_is_not_lost_with_a_queue_that_is_go
             await asyncio.sleep(0.05)
     assert [each.id for each in await dead_of(bus, 1)] == [hopeless]
     guard.cancel()
+
+
+async def test_t75_a_thousand_publishes_over_a_slow_link_wait_for_their_confirms_together(
+    rabbitmq: RabbitMQ, amqp_url: str
+) -> None:
+    at = urlsplit(amqp_url)
+    async with opened_proxy("broker", at.port or 0) as proxy:
+        bus = await open_amqp_bus(amqp_url.replace(f":{at.port}/", f":{proxy.port}/"))
+        proxy.delay(lambda: 0.02)
+        async with asyncio.timeout(5):  # one after another would take 40 s
+            await asyncio.gather(*(bus.publish(message("acme.run.created")) for _ in range(1000)))
+        await bus.close()
 
 
 # ---------------------------------------------------------------- restarts
