@@ -28,7 +28,7 @@ from shared.errors import TemporaryError
 from shared.events import JobLogStored, JobReady
 from shared.logs import log_status, log_topic, read_log
 from tests.integration.jobs import ROOT, TENANT, House, container_of, opened_house, submitted, tasks_of, until
-from tests.integration.test_executor import executor_of
+from tests.integration.test_executor import executor_of, watching
 
 MIB = 1 << 20
 
@@ -185,7 +185,7 @@ async def test_a_log_over_its_limit_ends_with_a_line_that_says_so(house: House) 
 
 
 async def test_t58_with_object_storage_away_the_log_stays_readable_and_is_stored_later(house: House) -> None:
-    async with collecting(house, segment_bytes=MIB, tail_limit_bytes=2 * MIB) as context:
+    async with collecting(house, segment_bytes=MIB, tail_limit_bytes=2 * MIB) as context, watching(house):
         objects = context.tools.objects
         put, away = objects.put, True
 
@@ -197,6 +197,7 @@ async def test_t58_with_object_storage_away_the_log_stays_readable_and_is_stored
         objects.put = failing  # type: ignore[method-assign]
         ready = await started(house, "head -c 6000000 /dev/urandom | base64; echo end")
         await on_job_submitted(submitted(ready), context)
+        assert (await house.finished(ready))["state"] == "succeeded", "the outcome does not wait for the log"
         await until(lambda: _at_least(house, ready, 2 * MIB))
         await asyncio.sleep(1.0)  # it does not go on reading without bound
         status = await log_status(house.database, ready.run, "j", 1)

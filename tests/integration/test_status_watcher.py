@@ -8,13 +8,15 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
 from services.executor.handlers import on_job_ready
+from services.status_watcher import handlers
 from services.status_watcher.config import StatusWatcherSettings
 from services.status_watcher.core import SHARES
 from services.status_watcher.handlers import (
@@ -28,10 +30,13 @@ from services.status_watcher.handlers import (
 )
 from services.status_watcher.sharing import Shares
 from shared import object_keys
+from shared.db.database import open_database
 from shared.embedded import S3Address
+from shared.embedded.postgres import tcp_dsn
 from shared.errors import TemporaryError
 from shared.events import JobFinished, JobReady, JobRunning
 from shared.runtime.protocol import ContainerSpec, Observation, Phase
+from tests.chaos.proxy import opened_proxy
 from tests.integration.jobs import TENANT, House, container_of, opened_house, tasks_of, until
 from tests.integration.test_executor import executor_of
 
@@ -305,6 +310,45 @@ async def test_t04_the_database_away_delays_outcomes_and_loses_none(house: House
     async with tasks_of(watch(context), tell(context)):
         assert (await house.finished(ready))["exit_code"] == 3
     assert failures == 0
+
+
+async def test_t04_a_database_cut_off_delays_outcomes_and_no_sweep_removes_what_is_not_recorded(
+    house: House, server_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeps = 0
+
+    async def counted(context: Context) -> None:
+        nonlocal sweeps
+        try:
+            await reconcile(context)
+        except TemporaryError:
+            sweeps += 1
+            raise
+
+    monkeypatch.setattr(handlers, "reconcile", counted)
+    tcp = urlsplit(tcp_dsn(server_folder))._replace(path=urlsplit(house.dsn).path)
+    async with opened_proxy("database", tcp.port or 0) as proxy:
+        through = tcp._replace(netloc=f"{tcp.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}")
+        async with open_database(urlunsplit(through)) as database:
+            settings = {"sweep_seconds": 0.1, "orphan_seconds": 0.1, "lost_seconds": 0.1}
+            context = dataclasses.replace(watcher_of(house, **settings), database=database)
+            readies = await many_ready(house, 5, "exit 3")
+            async with tasks_of(watch(context), tell(context), sweep(context)):
+                proxy.refuse()
+                await asyncio.gather(*(on_job_ready(each, executor_of(house)) for each in readies))
+                await until(lambda: _all_ended(house))
+                before = sweeps
+                await until(lambda: _so_many(lambda: sweeps, before + 3), 40)
+                assert await _count(house, 0)
+                proxy.heal()
+                for each in readies:
+                    assert (await house.finished(each, 40))["exit_code"] == 3
+    assert len(await house.told(readies[0].run, JobFinished)) == 5
+    assert len(await house.host.runtime.list()) == 5
+
+
+async def _so_many(count: Callable[[], int], wanted: int) -> bool:
+    return count() >= wanted
 
 
 async def test_a_result_too_large_for_its_place_is_fetched(house: House) -> None:
