@@ -157,11 +157,18 @@ async def test_t31_cancel_stops_what_runs(system: System) -> None:
     assert "wrong branch" in view["message"]
 
 
-async def test_t12_a_job_over_its_time_is_ended(system: System) -> None:
+async def test_t12_a_job_over_its_time_is_ended_though_executor_and_scheduler_were_killed(system: System) -> None:
     source = (
-        "name: slow\nstages:\n- name: s\n  jobs:\n  - {name: a, script: 'exec sleep 600', timeout: 1s, grace: 1s}\n"
+        "name: slow\nstages:\n- name: s\n  jobs:\n  - {name: a, script: 'exec sleep 600', timeout: 3s, grace: 1s}\n"
     )
-    view = await system.wait(await system.start_run(await system.apply(source)))
+    run = await system.start_run(await system.apply(source))
+    async with asyncio.timeout(60):
+        while (await system.api("GET", f"/api/v1/runs/{run}/jobs/a"))["state"] != "running":
+            await asyncio.sleep(0.05)
+    for service in ("executor", "scheduler"):
+        system.restart(service)
+    await system.ready()
+    view = await system.wait(run)
     assert (view["state"], view["reason"]) == ("failed", "JobTimeout")
 
 
