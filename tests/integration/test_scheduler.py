@@ -27,6 +27,7 @@ from shared.events import (
     RunCancelRequested,
     RunCreated,
     RunFinished,
+    TenantQuotaChanged,
 )
 from shared.service import Host, Parts, Service
 from tests.integration.scheduling import Hands, Scheduling
@@ -632,3 +633,61 @@ async def test_t49_a_thousand_jobs_with_outputs_make_no_row_or_message_large(sch
     assert await scheduling.database.fetchval("SELECT max(length(body)) FROM events WHERE run = $1", run) < 1024
     assert await scheduling.database.fetchval("SELECT max(pg_column_size(r)) FROM runs r WHERE id = $1", run) < 1024
     assert await scheduling.database.fetchval("SELECT max(pg_column_size(j)) FROM jobs j WHERE run = $1", run) < 1024
+
+
+async def test_t38_a_place_is_given_back_by_a_job_that_outlives_its_time_limit(scheduling: Scheduling) -> None:
+    await scheduling.tenant(jobs=1)
+    limited = ONE_JOB.replace("name: one", "name: holder").replace("'true'", "'true'\n    timeout: 30s\n    grace: 2s")
+    holder = await scheduling.start(await scheduling.workflow(limited))
+    waiter = await scheduling.start(await scheduling.workflow(ONE_JOB))
+    place = {"tenant": "acme", "run": holder, "stage": "s", "job": "a", "attempt": 1}
+    await scheduling.hear([JobRunning(**place, started_at=datetime.now(UTC))])
+    await scheduling.time(60)
+    assert await scheduling.told(holder, JobStopRequested)
+    await scheduling.admission()
+    assert await scheduling.ready(waiter) == [], "it holds its place until it has ended"
+    await scheduling.finish(holder, "a", "cancelled")
+    assert await scheduling.jobs(holder) == {"a": "timed_out"}
+    await scheduling.admission()
+    assert await scheduling.ready(waiter) == [("a", 1)]
+
+
+async def test_t38_a_place_is_given_back_to_whom_a_scheduler_knew_that_was_started_again(
+    scheduling: Scheduling, database: str
+) -> None:
+    await scheduling.tenant(jobs=1, runs=2)
+    workflow = await scheduling.workflow(ONE_JOB)
+    holder, waiter, late = [await scheduling.start(workflow) for _ in range(3)]
+    async with open_database(database) as opened:
+        again = Scheduling(opened)
+        await again.admission()
+        assert await again.ready(waiter) == [], "the place is still held"
+        await again.finish(holder, "a")
+        await again.admission()
+        assert (await again.ready(waiter), await again.ready(late)) == ([("a", 1)], [])
+        await again.finish(waiter, "a")
+        await again.admission()
+        assert await again.ready(late) == [("a", 1)]
+
+
+async def test_t41_a_quota_that_is_lowered_below_what_is_held_converges(scheduling: Scheduling) -> None:
+    jobs = ", ".join(f"{{name: j{n}, script: 'true'}}" for n in range(3))
+    source = f"name: wide\nstages: [{{name: s, jobs: [{jobs}]}}]\n"
+    await scheduling.tenant(jobs=3)
+    wide = await scheduling.workflow(source)
+    holder, waiter = await scheduling.start(wide), await scheduling.start(wide)
+    assert (len(await scheduling.ready(holder)), await scheduling.ready(waiter)) == (3, [])
+    await scheduling.tenant(jobs=1)
+    await scheduling.hear([TenantQuotaChanged(tenant="acme", by="ann")])
+    for job in ("j0", "j1"):
+        await scheduling.finish(holder, job)
+        await scheduling.admission()
+        assert await scheduling.ready(waiter) == []
+    await scheduling.finish(holder, "j2")
+    for n in range(3):
+        await scheduling.admission()
+        assert await scheduling.ready(waiter) == [(f"j{each}", 1) for each in range(n + 1)], (
+            "one at a time, and none is lost"
+        )
+        await scheduling.finish(waiter, f"j{n}")
+    assert await scheduling.state(waiter) == "succeeded"
