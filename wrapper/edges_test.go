@@ -104,7 +104,7 @@ func TestStopWhileSavingIsNotGreen(t *testing.T) {
 	}
 }
 
-// Whatever hangs, the result is there before the grace is over.
+// Whatever hangs, the result is there before the grace is over (T59).
 func TestResultWithinTheGrace(t *testing.T) {
 	silent := func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body); <-r.Context().Done() }
 	for name, c := range map[string]struct {
