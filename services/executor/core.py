@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from shared.clock import timestamp
 from shared.errors import PermanentError
 from shared.runtime.protocol import Resources, ServiceSpec
-from shared.states import Reason, RunState, StageState
+from shared.states import FINAL_JOB_STATES, Reason, RunState, StageState
 from shared.workflow.expressions import references, render
 from shared.workflow.faults import shorten
 from shared.workflow.model import DEFAULT_PAUSE_TIMEOUT_S, Job, Service, Stage, Workflow
@@ -440,7 +440,7 @@ def task_detail(
 
 
 def _job_detail(job: Job, row: Mapping[str, Any], common: Mapping[str, str]) -> dict[str, Any]:
-    over = row.get("finished_at") is not None
+    over = row.get("state") in FINAL_JOB_STATES  # what is carried over has no times in this run
     resources = {"cpu": f"{(job.resources.cpu or 0) / 1000:.1f}", "memory": f"{(job.resources.memory or 0) >> 20}Mi"}
     return {
         "name": job.name,

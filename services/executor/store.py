@@ -66,7 +66,7 @@ SELECT
 _DETAIL_JOBS = """
 SELECT j.name, j.state, j.started_at, j.finished_at, o.outputs
 FROM jobs j LEFT JOIN attempt_outcomes o
-    ON o.run = coalesce(j.carried_from, j.run) AND o.job = j.name AND (o.attempt = j.attempt OR j.carried_from IS NOT NULL)
+    ON o.run = coalesce(j.carried_from, j.run) AND o.job = j.name AND o.attempt = j.attempt
 WHERE j.run = $1
 """
 

@@ -49,6 +49,28 @@ stages:
         script: echo ${#GIVEN}; echo "[JOB_OUT] LENGTH = ${#GIVEN}"
         outputs: [LENGTH]
 """
+CARRY = """
+name: carry
+stages:
+  - name: one
+    jobs:
+      - name: make
+        script: |
+          echo "[JOB_OUT] VERSION = 1.$HUBFLOW_ATTEMPT"
+          test "$HUBFLOW_ATTEMPT" = 2
+        outputs: [VERSION]
+        retries: {max: 1, backoff: {delay: 1s}}
+  - name: two
+    jobs:
+      - name: use
+        env: {GIVEN: "${{ jobs.make.outputs.VERSION }}"}
+        inputs: {_WORKFLOW_FLAG_TASK_DETAIL: true}
+        script: |
+          echo "[JOB_OUT] GOT = $GIVEN"
+          echo "[JOB_OUT] DETAIL = $_WORKFLOW_TASK_DETAIL"
+          test -e MENDED
+        outputs: [GOT, DETAIL]
+"""
 SLEEP = "name: sleep\nstages:\n  - name: s\n    jobs:\n      - name: long\n        script: echo begun; sleep 60\n"
 GATE = (
     "name: gate\nstages:\n  - name: ask\n    type: pause\n    jobs:\n      - name: j\n        script: echo waiting\n"
@@ -159,6 +181,25 @@ async def test_a_run_that_fails_shows_why_and_what_to_try(place):
     assert "run retry" in result.out
     assert (await place.run("run", "logs", "@latest", "--failed")).out == "the reason\n"
     assert (await place.run("run", "retry", "@latest", "--wait")).code == RUN_FAILED
+
+
+async def test_t35_a_retried_run_shows_and_uses_what_it_carries_over(place):
+    mended = place.folder / "mended"
+    await place.apply(CARRY.replace("MENDED", str(mended)))
+    assert (await place.run("run", "start", "carry", "--wait")).code == RUN_FAILED
+    first = await place.json("run", "show", "@latest", "make")
+    mended.touch()
+    again = await place.run("run", "retry", "@latest", "--wait")
+    assert again.code == 0, again.out
+    make, use = [await place.json("run", "show", "@latest", name) for name in ("make", "use")]
+    assert make["carried_from"] is not None
+    assert make["outputs"] == {"VERSION": "1.2"}
+    assert [each["state"] for each in make["attempts"]] == ["failed", "succeeded"]
+    assert make["attempts"] == first["attempts"]
+    assert use["outputs"]["GOT"] == "1.2"
+    detail = json.loads(use["outputs"]["DETAIL"])
+    (seen,) = [job for stage in detail["stages"] for job in stage["jobs"] if job["name"] == "make"]
+    assert (seen["status"], json.loads(seen["output_value"])) == ("success", {"VERSION": "1.2"})
 
 
 async def test_a_run_that_is_cancelled_and_a_log_that_is_followed(place):

@@ -25,6 +25,7 @@ from services.executor.handlers import (
     on_run_finished,
 )
 from services.executor.main import open_executor
+from services.executor.store import run_so_far
 from services.status_watcher.config import StatusWatcherSettings
 from services.status_watcher.core import SHARES
 from services.status_watcher.handlers import Context as WatcherContext
@@ -367,6 +368,23 @@ stages:
     await on_run_finished(RunFinished(tenant=TENANT, run=run, state="succeeded"), context)
     assert await house.host.objects.head(cache) is None
     assert await house.host.objects.head(artifact["object_key"]) is not None
+
+
+async def test_t35_the_run_so_far_has_one_outcome_of_a_carried_over_job(house: House) -> None:
+    """The one of the attempt that was carried over, in whatever order PostgreSQL finds them."""
+    source = "name: carried\nstages: [{name: one, jobs: {make: {script: 'true'}}}]\n"
+    first, second = await house.run(source), await house.run(source)
+    for attempt, state in ((2, "succeeded"), (1, "failed")):
+        await house.database.execute(
+            "INSERT INTO attempt_outcomes (container, run, job, attempt, state, finished_at, outputs) "
+            "VALUES ($1, $2, 'make', $3, $4, now(), $5)",
+            f"carried-{attempt}", first, attempt, state, {"VERSION": f"1.{attempt}"},
+        )  # fmt: skip
+    await house.database.execute(
+        "UPDATE jobs SET state = 'succeeded', attempt = 2, carried_from = $2 WHERE run = $1", second, first
+    )
+    jobs, _ = await run_so_far(house.database, second)
+    assert [(row["name"], row["outputs"]) for row in jobs] == [("make", {"VERSION": "1.2"})]
 
 
 async def test_caches_of_any_name_end_with_their_run(house: House) -> None:
