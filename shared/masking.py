@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import urllib.parse
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,6 +25,7 @@ FEW = 64
 """Places in a text that are compared one by one with a pattern."""
 LONGEST_HOLD = 4096
 """Bytes held back at most beyond twice the longest secret, when matches overlap one another without end."""
+_URL_PASSWORD = re.compile(r"(://[^\s/?#@:]*:)[^\s/?#]+@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,17 +192,29 @@ def _replace(window: bytes, spans: list[tuple[int, int]], end: int) -> bytes:
 
 def masked(value: Any, patterns: tuple[bytes, ...]) -> Any:
     """A JSON value with every pattern in its texts, and in the names of its fields, replaced by ***."""
-    return _masked(value, Masker(patterns)) if patterns else value
+    if not patterns:
+        return value
+    masker = Masker(patterns)
 
-
-def _masked(value: Any, masker: Masker) -> Any:
-    if isinstance(value, str):
-        raw = value.encode("utf-8", "surrogatepass")
+    def change(text: str) -> str:
+        raw = text.encode("utf-8", "surrogatepass")
         return (masker.feed(raw).kept + masker.finish().kept).decode("utf-8", "surrogatepass")
+
+    return _changed(value, change)
+
+
+def without_url_passwords(value: Any) -> Any:
+    """A JSON value with the password of every URL in it replaced by ***, however short or broken the URL is."""
+    return _changed(value, lambda text: _URL_PASSWORD.sub(r"\1***@", text))
+
+
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
     if isinstance(value, Mapping):
-        return {_masked(name, masker): _masked(each, masker) for name, each in value.items()}
+        return {change(name): _changed(each, change) for name, each in value.items()}
     if isinstance(value, list):
-        return [_masked(each, masker) for each in value]
+        return [_changed(each, change) for each in value]
     return value
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shared.errors import PermanentError
+from shared.masking import without_url_passwords
 from shared.states import FINAL_RUN_STATES, JobState, Reason, RunState, StageState
 from shared.workflow.expressions import render
 
@@ -22,7 +23,9 @@ _SUMMARY = (
 
 
 def run_summary(row: Any) -> dict[str, Any]:
-    return {name: row[name] for name in _SUMMARY}
+    """Whoever may read runs need not be able to clone: passwords in URLs of the trigger are not shown."""
+    shown = {name: row[name] for name in _SUMMARY}
+    return {**shown, **{name: without_url_passwords(shown[name]) for name in ("trigger", "message")}}
 
 
 def run_view(row: Any) -> dict[str, Any]:
@@ -31,7 +34,7 @@ def run_view(row: Any) -> dict[str, Any]:
     return {
         **run_summary(row),
         "inputs": masked_inputs(row["inputs"], row["declared_inputs"] or {}),
-        "concurrency_group": row["concurrency_group"],
+        "concurrency_group": without_url_passwords(row["concurrency_group"]),
         "seq": row["seq"],
         "waiting": _waiting(row),
         "stages": stages,
@@ -92,7 +95,11 @@ def _waiting(row: Any) -> dict[str, Any] | None:
     if row["state"] in FINAL_RUN_STATES:
         return None
     if row["state"] == RunState.PENDING and row["reason"]:
-        return {"reason": row["reason"], "message": row["message"], "position": row["runs_before"]}
+        return {
+            "reason": row["reason"],
+            "message": without_url_passwords(row["message"]),
+            "position": row["runs_before"],
+        }
     for stage in row["stages"] or []:
         if stage["state"] == StageState.PAUSED:
             return {

@@ -300,6 +300,26 @@ async def test_a_run_shows_its_tree_and_why_it_waits(served: Served, acme: Clien
     assert waiting == {"reason": "Quota", "message": "the quota of 2 jobs is used up", "position": 0}
 
 
+async def test_the_password_of_a_clone_url_is_not_shown(served: Served, acme: Client) -> None:
+    grouped = WORKFLOW.replace("stages:", "concurrency: {group: 'deploy ${{ git.clone_url }}'}\nstages:", 1)
+    await apply(acme, grouped)
+    url = "https://bot:ghp_x12345@host/r.git"
+    started = await acme.ok("POST", "/api/v1/workflows/ship/runs", {"clone_url": url})
+    await served.host.database.execute(
+        "UPDATE runs SET reason = 'Concurrency', message = 'waits for ' || concurrency_group"
+    )
+    reader = await served.tenant("acme", "read")
+    shown = [await reader.get(started["url"]), *(await reader.get("/api/v1/runs"))["items"]]
+    assert [run["trigger"]["git"]["clone_url"] for run in shown] == ["https://bot:***@host/r.git"] * 2
+    events = await reader.get(f"{started['url']}/events")
+    page = await acme.as_token("").call("GET", link(served, started["id"]))
+    assert "ghp_x12345" not in json.dumps([started, shown, events, page.body])
+    await move(served, started["id"], "failed")
+    again = await acme.ok("POST", f"{started['url']}/retry", {})
+    kept = await served.host.database.fetchval("SELECT trigger FROM runs WHERE id = $1", uuid.UUID(again["id"]))
+    assert kept["git"]["clone_url"] == url  # jobs of the retry still clone
+
+
 async def test_jobs_of_any_name_have_an_address(acme: Client) -> None:
     names = ["{y}", "[x]", "?#%2e", "a\\b", "☃", "-"]
     jobs = ", ".join(f"{json.dumps(name)}: {{script: 'true'}}" for name in names)

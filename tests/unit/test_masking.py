@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.masking import LONGEST_HOLD, MASK, Masker, patterns_of, url_password
+from shared.masking import LONGEST_HOLD, MASK, Masker, patterns_of, url_password, without_url_passwords
 from shared.masking import masked as masked_document
 
 
@@ -117,6 +117,19 @@ def test_masking_is_quick() -> None:
 def test_passwords_of_clone_urls_are_found() -> None:
     assert url_password("https://user:p%40ss@host/x.git") == "p@ss"
     assert url_password("git@host:x.git") == url_password("https://[broken") == url_password("") == ""
+
+
+def test_passwords_of_urls_are_not_shown() -> None:
+    shown = {
+        "a": ["https://bot:***@host/r.git", 1, None],
+        "b": "see ssh://:***@[bad and http://u:***@h and https://u@h:80/p@q",
+    }
+    assert shown == without_url_passwords(
+        {
+            "a": ["https://bot:p:w@x@host/r.git", 1, None],
+            "b": "see ssh://:p@[bad and http://u:pw@h and https://u@h:80/p@q",
+        }
+    )
 
 
 def test_documents_are_masked_in_texts_and_names_and_keep_their_shape() -> None:
