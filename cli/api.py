@@ -232,10 +232,12 @@ class Stream:
         self.headers = response.headers
 
     def chunks(self) -> Iterator[bytes]:
-        """Raises Unreachable when the connection breaks."""
+        """Raises Unreachable when the connection breaks, or ends before all that was announced has come."""
         try:
             while chunk := self._response.read1(_CHUNK):
                 yield chunk
+            if self._response.length:  # http.client takes the end of the connection for that of the answer
+                raise ConnectionError(f"its answer broke off, {self._response.length} bytes before the end")
         except (OSError, HTTPException) as error:
             raise self._api._unreachable(error) from None
 

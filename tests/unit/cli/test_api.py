@@ -4,9 +4,11 @@ import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from cli import logs
 from cli.api import Api, Refused, Unreachable
 from cli.context import Context
 from cli.failure import UNREACHABLE, Failure
@@ -107,6 +109,22 @@ def test_a_kept_connection_that_was_closed_is_opened_again_and_the_create_keeps_
     assert answers[0] is None
     assert answers[1]
     assert answers[1] == answers[2]
+
+
+def test_a_log_whose_connection_is_cut_is_read_on_where_it_was():
+    log = bytes(range(256)) * 1000
+
+    def answer(handler):
+        offset = int(parse_qs(urlsplit(handler.path).query).get("offset", ["0"])[0])
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(log) - offset))
+        handler.end_headers()
+        handler.wfile.write(log[offset : offset + 100_000])
+        handler.close_connection = True
+
+    with server(answer) as (url, seen):
+        assert b"".join(logs.read(Api(Context(url)), "7", "build")) == log
+    assert [path.partition("?")[2] for _, path, _, _ in seen] == ["", "offset=100000", "offset=200000"]
 
 
 def test_pages_are_followed_up_to_the_limit():
