@@ -28,6 +28,8 @@ PROBLEM = "application/problem+json"
 MAX_BODY = 1024 * 1024
 """Bytes of a request body. Files are not sent through the API."""
 
+STUCK_SECONDS = 300.0
+"""A reader of a long answer that takes nothing for so long is let go."""
 LINGER_SECONDS = 2.0
 """How long a sender whose body cannot be read may go on sending, so that it gets to reading the answer."""
 
@@ -93,6 +95,18 @@ async def send_pieces(
     return response
 
 
+async def write(request: web.Request, response: web.StreamResponse, piece: bytes) -> None:
+    """Send a part of a long answer. Raises ConnectionError for a reader that has gone, or takes nothing for STUCK_SECONDS;
+    its connection is ended then, and what it has not taken forgotten."""
+    try:
+        async with asyncio.timeout(STUCK_SECONDS):
+            await response.write(piece)
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("the reader takes nothing") from None
+
+
 async def note_begun(request: web.Request, response: web.StreamResponse) -> None:
     """For `Application.on_response_prepare`."""
     request[_BEGUN] = response
@@ -156,7 +170,7 @@ class _Provoked(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, HttpProcessingError | web.RequestPayloadError):
+        if isinstance(error, HttpProcessingError | web.RequestPayloadError | ConnectionError):
             _log.debug("request not understood", error=str(error))
             return False
         return True

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import random
 import re
+import socket as sockets
 import string
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import jsonschema
@@ -20,8 +23,10 @@ import pytest
 from prometheus_client import REGISTRY
 
 from services.console.main import SERVICE as CONSOLE
+from services.console.routes import logs
 from services.console.store.runs import Glances
 from services.trigger.main import SERVICE as TRIGGER
+from shared import http
 from shared.embedded import S3Address
 from shared.events import RunFinished, RunPaused
 from shared.http import quoted
@@ -746,13 +751,70 @@ async def test_a_websocket_resumes_where_it_was(storing: Served, logged: tuple[C
         assert (await socket.receive()).type in {aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED}
 
 
+async def test_a_websocket_whose_log_cannot_be_read_is_closed(
+    storing: Served, wire: Proxy, logged: tuple[Client, str, str]
+) -> None:
+    acme, run, path = logged
+    await write_log(storing, run, b"one\n", b"", complete=True)
+    wire.refuse()
+    headers = {"Authorization": f"Bearer {acme.token}"}
+    async with asyncio.timeout(20), acme.session.ws_connect(f"{acme.url}{path}/stream", headers=headers) as socket:
+        assert await socket.receive_json() == {"attempt": 1, "offset": 0}
+        end = await socket.receive()
+        assert (end.type, end.data) == (aiohttp.WSMsgType.CLOSE, aiohttp.WSCloseCode.INTERNAL_ERROR)
+    await until(lambda: readers() == 0)
+
+
+@pytest.mark.parametrize("kind", ["stream", "follow"])
+async def test_t60_a_reader_that_takes_nothing_is_let_go(
+    storing: Served, logged: tuple[Client, str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    kind: str,
+) -> None:  # fmt: skip
+    acme, run, path = logged
+    monkeypatch.setattr(http, "STUCK_SECONDS", 0.2)
+    monkeypatch.setattr(logs, "CLOSE_SECONDS", 0.2)
+    await write_log(storing, run, bytes(20_000_000), b"", complete=True)
+    before = connections()
+    async with unread(acme, f"{path}/stream" if kind == "stream" else f"{path}?follow=true", kind == "stream"):
+        await until(lambda: readers() == 1)
+        await until(lambda: readers() == 0)
+        await until(lambda: connections() <= before)
+    assert not caplog.records
+
+
+def connections() -> int:
+    """How many connections the server of this process serves."""
+    return sum("RequestHandler.start" in repr(task.get_coro()) for task in asyncio.all_tasks())
+
+
+@contextlib.asynccontextmanager
+async def unread(client: Client, path: str, websocket: bool) -> AsyncIterator[None]:
+    """A request whose answer nobody reads; a small window, so that little of it is under way."""
+    at = urlsplit(client.url)
+    with sockets.socket() as raw:
+        raw.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 4096)
+        raw.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(raw, (at.hostname, at.port))
+        lines = [f"GET {path} HTTP/1.1", "Host: test", f"Authorization: Bearer {client.token}"]
+        if websocket:
+            key = base64.b64encode(bytes(16)).decode()
+            lines += [
+                "Connection: Upgrade",
+                "Upgrade: websocket",
+                "Sec-WebSocket-Version: 13",
+                f"Sec-WebSocket-Key: {key}",
+            ]
+        await asyncio.get_running_loop().sock_sendall(raw, ("\r\n".join(lines) + "\r\n\r\n").encode())
+        yield
+
+
 async def test_t60_viewers_who_leave_are_forgotten(storing: Served, logged: tuple[Client, str, str]) -> None:
     acme, run, path = logged
     await write_log(storing, run, b"one\n", b"", complete=False)
     headers = {"Authorization": f"Bearer {acme.token}"}
-    sockets = [await acme.session.ws_connect(f"{acme.url}{path}/stream", headers=headers) for _ in range(100)]
+    viewers = [await acme.session.ws_connect(f"{acme.url}{path}/stream", headers=headers) for _ in range(100)]
     await until(lambda: readers() == 100)
-    for socket in sockets:
+    for socket in viewers:
         await socket.close()
     await until(lambda: readers() == 0)
     assert (await acme.call("GET", path)).status == 200  # and whoever comes next is served

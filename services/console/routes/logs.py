@@ -1,7 +1,7 @@
 """Logs of jobs: any part of what is there, or followed as it grows (plain HTTP and websocket).
 
 A slow reader holds up only itself: the next piece is read from the store when it has taken the one before, so a reader costs
-one piece of memory, whatever it does. One that takes nothing for `STUCK_SECONDS` is let go.
+one piece of memory, whatever it does. One that takes nothing for `http.STUCK_SECONDS` is let go.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 
-from aiohttp import WSMsgType, web
+from aiohttp import WSCloseCode, WSMsgType, web
 
 from services.console.context import Context
 from services.console.models import LogQuery
 from services.console.ranges import parse_range
 from services.console.store import runs as store
 from services.console.store.runs import RunRef
+from shared import http
 from shared.api import Call, Endpoint
 from shared.errors import UserError
 from shared.logs import LogStatus, log_status, read_log
@@ -26,7 +28,8 @@ from shared.states import FINAL_JOB_STATES, FINAL_RUN_STATES
 
 PIECE = 256 * 1024
 """Bytes read from the store at a time."""
-STUCK_SECONDS = 300.0
+CLOSE_SECONDS = 5.0
+"""How long the reader of a websocket has to close its side of it."""
 WEBSOCKET_HEARTBEAT = 30.0
 
 
@@ -91,10 +94,10 @@ async def get_log(call: Call, context: Context) -> web.StreamResponse:
     # gets the headers at once.
     first = b"" if query.follow else await anext(pieces, b"")
     await response.prepare(call.request)
-    async for piece in _after(first, pieces):
-        async with asyncio.timeout(STUCK_SECONDS):
-            await response.write(piece)
-        missing -= len(piece)
+    async with aclosing(pieces):
+        async for piece in _after(first, pieces):
+            await http.write(call.request, response, piece)
+            missing -= len(piece)
     if missing > 0 and not query.follow and call.request.transport is not None:
         # Fewer bytes came than were announced: the reader must see a broken answer, and not wait for the rest.
         call.request.transport.close()
@@ -109,7 +112,7 @@ async def _after(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byte
         yield piece
 
 
-async def _pieces(call: Call, context: Context, log: _Log, start: int, end: int | None) -> AsyncIterator[bytes]:
+async def _pieces(call: Call, context: Context, log: _Log, start: int, end: int | None) -> AsyncGenerator[bytes]:
     """The bytes from `start` to `end`, or (None) as they come until the log is complete."""
     async with context.changes.watching(log.run, "log", "job.ended", "run.finished") as watch:
         while end is None or start < end:
@@ -157,7 +160,8 @@ def _gone(request: web.Request) -> bool:
 
 async def stream_log(call: Call, context: Context) -> web.WebSocketResponse:
     """The log by websocket: a text frame {"attempt", "offset"}, binary frames with its bytes, and at the end a text frame
-    {"complete": true, "offset"}. To resume, ask with `offset` = the first one + the bytes received."""
+    {"complete": true, "offset"}. Without that one the log could not be read further (close code 1011). To resume, ask with
+    `offset` = the first one + the bytes received."""
     query = call.query(LogQuery)
     log = await _find(call, context, query.attempt)
     status = await log.status(context)
@@ -165,26 +169,42 @@ async def stream_log(call: Call, context: Context) -> web.WebSocketResponse:
     socket = web.WebSocketResponse(heartbeat=WEBSOCKET_HEARTBEAT)
     await socket.prepare(call.request)
     sender = asyncio.create_task(_send(call, context, log, socket, start), name="log websocket")
+    listener = asyncio.create_task(_hear(socket), name="log websocket's reader")
     try:
-        # Nothing is expected from the reader; hearing it is how its pongs and its end are noticed.
-        async for message in socket:
-            if message.type in {WSMsgType.CLOSE, WSMsgType.ERROR}:
-                break
+        await asyncio.wait((sender, listener), return_when=asyncio.FIRST_COMPLETED)
     finally:
         sender.cancel()
-        await asyncio.gather(sender, return_exceptions=True)
+        listener.cancel()
+        ended, _ = await asyncio.gather(sender, listener, return_exceptions=True)
+    try:
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await socket.close(code=WSCloseCode.INTERNAL_ERROR if isinstance(ended, Exception) else WSCloseCode.OK)
+    except TimeoutError:
+        if call.request.transport is not None:
+            call.request.transport.abort()
+    if isinstance(ended, Exception) and not isinstance(
+        ended, ConnectionError | TimeoutError
+    ):  # else the reader's doing
+        raise ended
     return socket
+
+
+async def _hear(socket: web.WebSocketResponse) -> None:
+    """Nothing is expected from the reader; hearing it is how its pongs and its end are noticed."""
+    async for message in socket:
+        if message.type in {WSMsgType.CLOSE, WSMsgType.ERROR}:
+            break
 
 
 async def _send(call: Call, context: Context, log: _Log, socket: web.WebSocketResponse, start: int) -> None:
     await socket.send_str(json.dumps({"attempt": log.attempt, "offset": start}))
-    async for piece in _pieces(call, context, log, start, None):
-        async with asyncio.timeout(STUCK_SECONDS):
-            await socket.send_bytes(piece)
-        start += len(piece)
+    async with aclosing(_pieces(call, context, log, start, None)) as pieces:
+        async for piece in pieces:
+            async with asyncio.timeout(http.STUCK_SECONDS):
+                await socket.send_bytes(piece)
+            start += len(piece)
     status = await log.status(context)
     await socket.send_str(json.dumps({"complete": status.complete, "offset": start, "truncated": status.truncated}))
-    await socket.close()
 
 
 LOG = "/api/v1/runs/{run}/jobs/{job}/log"
