@@ -18,7 +18,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import click
 
 from cli.context import Context, resolve
-from cli.failure import UNREACHABLE, Failure
+from cli.failure import UNREACHABLE, USAGE, Failure
 
 TIMEOUT = 30.0
 """Seconds for an answer to begin; long polls add what they ask the server to wait."""
@@ -132,7 +132,7 @@ class Api:
         try:
             connection.request("GET", url.removeprefix(origin) or "/")
             response = connection.getresponse()
-        except (OSError, HTTPException) as error:
+        except (OSError, HTTPException, UnicodeError) as error:
             connection.close()
             raise Unreachable(
                 f"the object storage at {origin} does not answer: {error}",
@@ -162,7 +162,11 @@ class Api:
             try:
                 response = self._request(method, target, payload, sent, timeout)
                 break
-            except (OSError, HTTPException) as error:
+            except (
+                OSError,
+                HTTPException,
+                UnicodeError,
+            ) as error:  # UnicodeError: a host that no name server can be asked for
                 self.close()
                 # A connection that was kept may have been closed by the other side in the meantime; a fresh one was not.
                 stale = kept_open and isinstance(error, (RemoteDisconnected, BrokenPipeError, ConnectionResetError))
@@ -243,6 +247,14 @@ class Stream:
 
 
 def _target(path: tuple[str, ...], query: Mapping[str, Any] | None) -> str:
+    """Raises Failure for arguments of the command line that are not UTF-8."""
+    try:
+        return _quoted(path, query)
+    except UnicodeEncodeError as error:
+        raise Failure(f"{error.object!r} is not UTF-8", exit_code=USAGE) from None
+
+
+def _quoted(path: tuple[str, ...], query: Mapping[str, Any] | None) -> str:
     target = "/".join([API, *(quote(part, safe="@") for part in path)])
     wanted = {
         name: str(value).lower() if isinstance(value, bool) else value

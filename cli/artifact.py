@@ -75,12 +75,16 @@ def get(run_ref: str, name: str, target: str | None, unpack: bool) -> None:
                 sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
         return
-    with TemporaryDirectory(prefix=".hubflow-get-", dir=_folder(target, unpack)) as scratch:
-        fresh = Path(scratch) / "artifact"
-        with _opened(api, run_ref, wanted) as stream, fresh.open("wb") as file:
-            for chunk in _verified(stream, wanted):
-                file.write(chunk)
-        place = _unpack(fresh, Path(target or ".")) if unpack else _keep(fresh, target, str(wanted["name"]))
+    folder = _folder(target, unpack)
+    try:
+        with TemporaryDirectory(prefix=".hubflow-get-", dir=folder) as scratch:
+            fresh = Path(scratch) / "artifact"
+            with _opened(api, run_ref, wanted) as stream, fresh.open("wb") as file:
+                for chunk in _verified(stream, wanted):
+                    file.write(chunk)
+            place = _unpack(fresh, Path(target or ".")) if unpack else _keep(fresh, target, str(wanted["name"]))
+    except OSError as error:
+        raise _not_written(folder, error) from None
     click.echo(f"{place}  ({size(wanted['bytes'])})", err=True)
 
 
@@ -120,14 +124,18 @@ def _verified(stream: Stream, wanted: dict[str, Any]) -> Iterator[bytes]:
 
 
 def _folder(target: str | None, unpack: bool) -> Path:
-    """Where to write first, so that the end is a rename. Raises Failure if it cannot be written to."""
+    """Where to write first, so that the end is a rename. Raises Failure if it cannot be made."""
     path = Path(target or ".")
     folder = path if unpack or path.is_dir() else path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Failure(f"cannot write to {folder}: {error.strerror}", exit_code=USAGE) from None
+        raise _not_written(folder, error) from None
     return folder
+
+
+def _not_written(folder: Path, error: OSError) -> Failure:
+    return Failure(f"cannot write to {folder}: {error.strerror}", exit_code=USAGE)
 
 
 def _keep(fresh: Path, target: str | None, name: str) -> Path:

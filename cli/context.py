@@ -78,7 +78,23 @@ def resolve(options: Mapping[str, Any], environment: Mapping[str, str], start: P
     if not url.startswith(("http://", "https://")):
         raise Failure(f"the server's address {url!r} must begin with http:// or https://", exit_code=USAGE)
     same = url == stored.url.rstrip("/")
-    token = environment.get("HUBFLOW_TOKEN") or (stored.token if same else "")
+    token = environment.get("HUBFLOW_TOKEN", "").strip() or (stored.token if same else "")
     ours = same and token == stored.token  # another token may be for another tenant than the file's
     tenant = options.get("tenant") or environment.get("HUBFLOW_TENANT") or (stored.tenant if ours else "")
+    _check(token, tenant)
     return Context(url, token, tenant, stored.file if same else "", ours)
+
+
+def _check(token: str, tenant: str) -> None:
+    """Raise Failure for what no header can hold; the token is not shown."""
+    if not _is_word(token):
+        raise Failure(
+            "the token (HUBFLOW_TOKEN, or of the context file) holds blanks or characters that no token has",
+            hint="set it again, as `hubflow token create` has shown it", exit_code=USAGE,
+        )  # fmt: skip
+    if not _is_word(tenant):
+        raise Failure(f"no tenant can have the name {tenant!r}", exit_code=USAGE)
+
+
+def _is_word(text: str) -> bool:
+    return text.isascii() and text.isprintable() and " " not in text

@@ -11,7 +11,8 @@ import pytest
 from cli import logs
 from cli.api import Api, Refused, Unreachable
 from cli.context import Context
-from cli.failure import UNREACHABLE, Failure
+from cli.failure import UNREACHABLE, USAGE, Failure
+from cli.main import main
 
 
 @contextmanager
@@ -89,6 +90,28 @@ def test_nobody_there_says_which_file_named_the_address():
     assert caught.value.exit_code == UNREACHABLE
     assert "hubflow dev" in caught.value.hint
     assert "/x/.hubflow/context.json" in caught.value.hint
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 70, "\udcff"])
+def test_a_host_that_is_none_is_told_in_words(host):
+    with pytest.raises(Unreachable):
+        Api(Context(f"http://{host}:1")).get("runs")
+
+
+def test_arguments_that_are_not_utf8_are_told_in_words():
+    for path, query in ((("runs", "\udcff"), {}), (("runs",), {"workflow": "\udcff"})):
+        with pytest.raises(Failure, match="UTF-8") as caught:
+            Api(Context("http://127.0.0.1:1")).get(*path, **query)
+        assert caught.value.exit_code == USAGE
+
+
+def test_an_artifact_that_cannot_be_written_is_told_in_words(monkeypatch, capsys):
+    """/proc is a folder that not even root can write to."""
+    kept = {"job": "b", "name": "dist", "attempt": 1, "bytes": 0, "sha256": ""}
+    with server(lambda handler: send(handler, 200, {"items": [kept]})) as (url, _):
+        monkeypatch.setenv("HUBFLOW_URL", url)
+        assert main(["artifact", "get", "7", "dist", "-o", "/proc"]) == USAGE
+    assert "cannot write to /proc" in capsys.readouterr().err
 
 
 def test_a_kept_connection_that_was_closed_is_opened_again_and_the_create_keeps_its_key():

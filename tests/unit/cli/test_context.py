@@ -58,3 +58,21 @@ def test_a_context_file_can_be_named(project, tmp_path):
     assert found.token == "hf_t"
     with pytest.raises(Failure, match="missing"):
         context.resolve({}, {"HUBFLOW_CONTEXT": str(tmp_path / "missing")}, tmp_path)
+
+
+def test_blanks_around_a_token_are_left_out(tmp_path):
+    environment = {"HUBFLOW_URL": "http://h", "HUBFLOW_TOKEN": " hf_secret\n"}
+    assert context.resolve({}, environment, tmp_path).token == "hf_secret"
+
+
+@pytest.mark.parametrize("token", ["hf_secret\nX-A: b", "hf_secret x", "hf_secrét", "hf_\udcffsecret"])
+def test_a_token_that_is_none_is_refused_and_not_shown(tmp_path, token):
+    with pytest.raises(Failure, match="HUBFLOW_TOKEN") as caught:
+        context.resolve({}, {"HUBFLOW_URL": "http://h", "HUBFLOW_TOKEN": token}, tmp_path)
+    assert "secr" not in caught.value.message + caught.value.hint
+
+
+@pytest.mark.parametrize("tenant", ["acme\n", "тенант", "\udcff"])
+def test_a_tenant_that_cannot_be_is_refused(tmp_path, tenant):
+    with pytest.raises(Failure, match="tenant"):
+        context.resolve({"tenant": tenant}, {"HUBFLOW_URL": "http://h"}, tmp_path)
