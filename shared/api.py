@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
 
 import pydantic
@@ -163,7 +164,8 @@ def _sort_key(kind: Callable[[Any], Any], value: Any) -> Any:
         raise ValueError("no row has this number")
     if isinstance(key, str) and not is_fit(key):
         raise ValueError("no row has this name")
-    return key
+    # In UTC a time near the first or the last year may be none any more, and no database takes it.
+    return key.astimezone(UTC) if isinstance(key, datetime) else key
 
 
 class Listing(pydantic.BaseModel, Generic[Item]):

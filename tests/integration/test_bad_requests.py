@@ -8,8 +8,10 @@ import gzip
 import hashlib
 import hmac
 import json
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from urllib.parse import urlencode, urlsplit
 
 import pytest
@@ -25,7 +27,14 @@ on: {webhook: true, push: true}
 inputs: {TEXT: {default: ""}}
 stages: [{name: one, jobs: {only: {script: "true"}}}]
 """
+ASKS = "name: asks\nstages: [{name: ask, type: pause, jobs: {tell: {script: 'true'}}}]\n"
 NOT_UTF8 = b"\xff\xfe"
+MULTIPART = b"multipart/form-data; boundary=b"
+
+
+def part(disposition: bytes, more: bytes) -> bytes:
+    """A body of the type MULTIPART."""
+    return b"--b\r\nContent-Disposition: form-data; " + disposition + b"\r\n" + more + b"\r\ntext\r\n--b--\r\n"
 
 
 @pytest.fixture
@@ -83,6 +92,38 @@ async def test_cursors_that_no_list_has_given_are_refused(acme: Client, made_up:
         # Any text may be where a list of names was left off.
         assert answer == 400 or (answer == 200 and path in {"workflows", "secrets"}), path
     assert await status(acme, f"GET /api/v1/workflows/odd/versions?cursor={cursor('[99999999999]')}") == 200
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00", "0001-01-01T00:00:00Z"])
+async def test_cursors_at_the_ends_of_time_are_no_bugs(acme: Client, time: str) -> None:
+    made_up = cursor(json.dumps([time, str(uuid.UUID(int=0))]))
+    expected = 200 if time.endswith("Z") else 400
+    assert await status(acme, f"GET /api/v1/deliveries?cursor={made_up}") == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (b"application/x-www-form-urlencoded", b"comment=a%00b"),
+        (b"application/x-www-form-urlencoded", b"name=%00"),
+        (b"application/x-www-form-urlencoded; charset=nonsense", b"comment=a"),
+        (MULTIPART, part(b'name="comment"', b"Content-Transfer-Encoding: x\r\n")),
+        (MULTIPART, part(b'name="comment"', b"A: b\r\n" * 500)),
+        (MULTIPART, part(b'name="comment"', b"A: " + b"b" * 20_000 + b"\r\n")),
+        (MULTIPART, part(b'name="comment"; filename="f"', b"Content-Transfer-Encoding: x\r\n")),
+        (MULTIPART, part(b'nothing="comment"', b"")),
+        (MULTIPART, part(b'name="comment"', b"Content-Type: multipart/mixed; boundary=c\r\n")),
+        (b"multipart/form-data", b"x"),
+    ],
+    ids=range(10),
+)  # fmt: skip
+async def test_forms_that_are_none_decide_nothing(served: Served, acme: Client, kind: bytes, body: bytes) -> None:
+    await acme.ok("PUT", "/api/v1/workflows/asks", ASKS, headers={"Content-Type": "application/yaml"})
+    run = await acme.ok("POST", "/api/v1/workflows/asks/runs", {})
+    expires = served.host.clock.now() + timedelta(hours=1)
+    link = served.host.vault.sign_link("decision", f"{run['id']}:ask:approve", expires)
+    assert await status(acme.as_token(""), f"POST /d/{link}", {"Content-Type": kind}, body) == 400
+    assert (await acme.get(run["url"]))["stages"][0]["decision"] is None
 
 
 @pytest.mark.parametrize("name", ["Authorization", "Hubflow-Tenant", "Idempotency-Key"])

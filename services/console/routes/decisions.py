@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from services.console import core, pages
 from services.console.context import Context
@@ -26,6 +27,7 @@ from shared.errors import UserError
 from shared.events import StageDecided
 from shared.masking import masked
 from shared.states import FINAL_RUN_STATES, FINAL_STAGE_STATES, RunState
+from shared.text import is_fit
 
 LONGEST_COMMENT = 1000
 LONGEST_NAME = 100
@@ -131,12 +133,15 @@ async def decide_by_link(call: Call, context: Context) -> web.Response:
 
 
 async def _form(request: web.Request) -> tuple[str, str]:
-    """(name, comment), as typed."""
+    """(name, comment), as typed. Raises UserError for what is no form, or cannot be kept."""
     try:
         form = await request.post()
-    except (ValueError, LookupError):
+    except (ValueError, LookupError, RuntimeError, HttpProcessingError):  # the last two: parts of a multipart
         raise UserError("the form cannot be read", code="invalid-body") from None
-    return str(form.get("name", "")).strip(), str(form.get("comment", "")).strip()
+    name, comment = str(form.get("name", "")).strip(), str(form.get("comment", "")).strip()
+    if not is_fit(name + comment):
+        raise UserError("the form holds a NUL character or half of a surrogate pair", code="invalid-body")
+    return name, comment
 
 
 async def _decide_by_link(
