@@ -7,7 +7,7 @@ import binascii
 import hashlib
 import hmac
 import secrets
-from datetime import datetime
+from datetime import UTC, datetime
 
 from cryptography.fernet import Fernet, InvalidToken
 
@@ -52,6 +52,10 @@ class Vault:
 
     def open_link(self, purpose: str, token: str, now: datetime) -> str:
         """The subject that was signed. Raises UserError (404 if forged or cut off, 410 if expired)."""
+        return self.opened_link(purpose, token, now)[0]
+
+    def opened_link(self, purpose: str, token: str, now: datetime) -> tuple[str, datetime]:
+        """The same, and when the link expires."""
         payload, _, mac = token.strip().rstrip(")").partition(".")
         try:
             genuine = hmac.compare_digest(_decode(mac), self._mac(purpose, payload))
@@ -64,7 +68,7 @@ class Vault:
             )
         if now.timestamp() > int(expires):
             raise UserError("this link has expired", code="link-expired", status=410)
-        return subject
+        return subject, datetime.fromtimestamp(int(expires), UTC)
 
     def derived_key(self, purpose: str) -> bytes:
         """32 bytes for one purpose, the same in every process that has this HUBFLOW_SECRET_KEY."""

@@ -28,6 +28,7 @@ from services.console.store.runs import Glances
 from services.trigger.main import SERVICE as TRIGGER
 from shared import http
 from shared.embedded import S3Address
+from shared.errors import UserError
 from shared.events import RunFinished, RunPaused
 from shared.http import quoted
 from shared.states import RunState
@@ -609,6 +610,20 @@ async def test_t87_links_expire_and_cannot_be_made_up(served: Served, acme: Clie
         gone = link(served, str(uuid.uuid4()))
         assert (await nobody.call(method, gone)).status == 404
     assert (await acme.get(f"/api/v1/runs/{run['id']}"))["stages"][1]["decision"] is None
+
+
+async def test_t87_the_other_link_of_a_page_expires_with_the_opened_one(served: Served, acme: Client) -> None:
+    run = await start(acme)
+    nobody, path = acme.as_token(""), link(served, run["id"], lives=90)
+    for action in ("cancel", "approve", "cancel"):  # from page to page and back
+        page = await nobody.call("GET", path)
+        (other,) = re.findall(r'href="([\w.-]+)"', page.body)
+        path = f"/d/{other}"
+        now = served.host.clock.now()
+        subject = f"{run['id']}:{STAGE}:{action}"
+        assert served.host.vault.open_link("decision", other, now + timedelta(seconds=80)) == subject
+        with pytest.raises(UserError, match="expired"):
+            served.host.vault.open_link("decision", other, now + timedelta(seconds=92))
 
 
 async def test_direct_links_decide_when_opened_but_not_when_previewed(served: Served, acme: Client) -> None:

@@ -7,7 +7,7 @@ A link shows a page with buttons, because mail scanners and chat previews open l
 from __future__ import annotations
 
 import uuid
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from aiohttp import web
@@ -31,8 +31,6 @@ from shared.text import is_fit
 
 LONGEST_COMMENT = 1000
 LONGEST_NAME = 100
-OTHER_LINK_LIVES = timedelta(hours=1)
-"""Whoever holds one link of a stage is shown the other: both were given out together."""
 
 
 async def decide_stage(call: Call, context: Context) -> web.Response:
@@ -107,13 +105,13 @@ def _decided(about: Any, stage: str, decision: Any) -> UserError:
 async def open_link(call: Call, context: Context) -> web.Response:
     """The page of a link. Only `links: direct` lets this decide, and never a HEAD request."""
     try:
-        run, stage, action = _read_link(call, context)
+        run, stage, action, expires = _read_link(call, context)
         about = await _about(context, run, stage)
         direct = ((about["stage"].get("pause") or {}).get("links")) == "direct"
         if direct and call.request.method == "GET" and not _is_preview(call.request):
             return await _decide_by_link(context, run, stage, action, "link", "")
         other = "cancel" if action == "approve" else "approve"
-        expires = context.clock.now() + OTHER_LINK_LIVES
+        # Whoever holds one link of a stage is shown the other: both were given out together, and end together.
         sibling = context.vault.sign_link("decision", f"{run}:{stage}:{other}", expires)
         hidden = await context.masks.patterns(about["tenant"], about["id"])
         return _page(200, pages.question(masked(core.decision_view(about, stage), hidden), action, sibling))
@@ -124,7 +122,7 @@ async def open_link(call: Call, context: Context) -> web.Response:
 async def decide_by_link(call: Call, context: Context) -> web.Response:
     """The button of that page."""
     try:
-        run, stage, action = _read_link(call, context)
+        run, stage, action, _ = _read_link(call, context)
         name, comment = await _form(call.request)
         by = f"link (says: {' '.join(name.split())[:LONGEST_NAME]})" if name else "link"
         return await _decide_by_link(context, run, stage, action, by, comment[:LONGEST_COMMENT])
@@ -181,12 +179,12 @@ def _only_approvers(about: Any, stage: str) -> UserError:
     )  # fmt: skip
 
 
-def _read_link(call: Call, context: Context) -> tuple[uuid.UUID, str, str]:
-    """(run, stage, action) of the link. The name of a stage may hold colons."""
-    subject = context.vault.open_link("decision", call.path("token"), context.clock.now())
+def _read_link(call: Call, context: Context) -> tuple[uuid.UUID, str, str, datetime]:
+    """(run, stage, action, when it expires) of the link. The name of a stage may hold colons."""
+    subject, expires = context.vault.opened_link("decision", call.path("token"), context.clock.now())
     run, _, rest = subject.partition(":")
     stage, _, action = rest.rpartition(":")
-    return uuid.UUID(run), stage, action
+    return uuid.UUID(run), stage, action, expires
 
 
 def _is_preview(request: web.Request) -> bool:
