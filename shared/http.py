@@ -85,12 +85,17 @@ async def send_pieces(
     request: web.Request, response: web.StreamResponse, pieces: AsyncIterator[bytes]
 ) -> web.StreamResponse:
     """Send a body as it comes. The first piece is had before the answer begins, so that what cannot be had is told with a
-    status: raises what the pieces raise."""
+    status: raises what the pieces raise. Where fewer bytes come than the answer's `content_length` has announced, the
+    connection is closed: the reader must see a broken answer, and not wait for the rest."""
     first = await anext(pieces, b"")
+    missing = (response.content_length or 0) - len(first)
     await response.prepare(request)
     await response.write(first)
     async for piece in pieces:
         await response.write(piece)
+        missing -= len(piece)
+    if missing > 0 and request.transport is not None:
+        request.transport.close()
     await response.write_eof()
     return response
 

@@ -38,6 +38,7 @@ SHARES = tuple("0123456789abcdef")
 """The parts into which replicas divide the work (the rows of `watcher_shares`)."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}\Z")
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _ARTIFACT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")
 _NEVER_BEGAN = frozenset({Reason.START_FAILED, Reason.INIT_FAILED, Reason.IMAGE_PULL})
 """Some places tell a moment of start for these, too."""
@@ -236,8 +237,9 @@ def _artifacts(document: Mapping[str, Any] | None) -> tuple[KeptArtifact, ...]:
         name = item.get("name")
         if not isinstance(name, str) or not _ARTIFACT.match(name):
             continue
+        sha256 = _text(item.get("sha256"))
         kept[name] = KeptArtifact(
-            name, _count(item.get("bytes")), _text(item.get("sha256"))[:64], _count(item.get("files"))
+            name, _count(item.get("bytes")), sha256 if _SHA256.match(sha256) else "", _count(item.get("files"))
         )
     return tuple(kept.values())
 

@@ -858,6 +858,23 @@ async def test_artifacts_are_listed_and_fetched(storing: Served, logged: tuple[C
     assert (await acme.call("GET", artifact["url"])).status == 410
 
 
+@pytest.mark.parametrize("body", [b"", b"a few bytes"])
+async def test_an_artifact_that_is_shorter_than_its_job_has_told_is_a_broken_answer(
+    storing: Served, logged: tuple[Client, str, str], body: bytes
+) -> None:
+    acme, run, _ = logged
+    await storing.host.objects.put("acme/artifact", body)
+    await storing.host.database.execute(
+        "INSERT INTO artifacts (run, job, attempt, name, tenant, object_key, bytes, sha256, files) "
+        "VALUES ($1, 'compile', 1, 'dist', 'acme', 'acme/artifact', 1000000, '', 3)",
+        uuid.UUID(run),
+    )
+    headers = {"Authorization": f"Bearer {acme.token}"}
+    async with acme.session.get(f"{acme.url}/api/v1/runs/{run}/artifacts/compile/dist", headers=headers) as response:
+        assert response.content_length == 1_000_000
+        assert await what_comes(response) == (body, False)
+
+
 async def test_thubs_files_are_stored_by_tag(storing: Served, logged: tuple[Client, str, str]) -> None:
     acme, _, _ = logged
     path, body = "/api/v1/files/ns/repo/some%20dir/a%2Bb.tar.bz", bytes(range(256)) * 10_000

@@ -77,6 +77,23 @@ def test_what_the_wrapper_or_the_runtime_says_is_kept() -> None:
     assert "nonsuch" in outcome_of(seen(None, reason="ImagePull", message="image nonsuch:1")).message
 
 
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ("0a" * 32, "0a" * 32),
+        ("0A" * 32, ""),
+        ("0a" * 33, ""),
+        ("0a" * 31 + "\r\n", ""),
+        ("0a" * 32 + "\n", ""),
+        (7, ""),
+    ],
+)
+def test_only_what_is_a_checksum_is_kept_as_one(told: object, kept: str) -> None:
+    saved = [{"kind": "artifact", "name": "dist", "bytes": 5, "sha256": told}]
+    (artifact,) = outcome_of(seen(document("exited", saved=saved), code=0)).artifacts
+    assert artifact.sha256 == kept
+
+
 def test_hostile_documents_are_bounded() -> None:
     hostile = document(
         "exited",
