@@ -3,6 +3,8 @@
 `hubflow dev` writes the file `.hubflow/context.json`; it is searched from the working directory upwards, so that after
 `hubflow dev` every command just works. HUBFLOW_CONTEXT names another such file. What the environment says comes first,
 item by item; but a token of the file is never sent to another server than the file's, and its tenant only with its token.
+Nor is HUBFLOW_TOKEN sent to the server of a file that was merely found, which anybody may have put there (with a repository, or
+in a folder that others can write to); and a found file of another user is not read at all.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import click
 
 from cli.failure import USAGE, Failure
 
@@ -35,10 +39,16 @@ class Context:
 
 
 def find(start: Path) -> Path | None:
-    """The nearest context file from `start` upwards."""
+    """The nearest context file of this user from `start` upwards. Tells on stderr of those that it leaves out."""
     for folder in (start, *start.parents):
-        if (path := folder / FOLDER / FILE).is_file():
+        path = folder / FOLDER / FILE
+        if not path.is_file():
+            continue
+        if path.stat().st_uid == os.geteuid():
             return path
+        click.echo(
+            f"{path} is left out: it belongs to another user (HUBFLOW_CONTEXT={path} says that it is meant)", err=True
+        )
     return None
 
 
@@ -69,7 +79,8 @@ def resolve(options: Mapping[str, Any], environment: Mapping[str, str], start: P
     named = environment.get("HUBFLOW_CONTEXT")
     path = Path(named) if named else find(start)
     stored = read(path) if path else Context("")
-    url = (options.get("url") or environment.get("HUBFLOW_URL") or stored.url).rstrip("/")
+    said = options.get("url") or environment.get("HUBFLOW_URL")
+    url = (said or stored.url).rstrip("/")
     if not url:
         raise Failure(
             "no server is known: HUBFLOW_URL is not set, and no .hubflow/context.json lies here or above",
@@ -78,7 +89,14 @@ def resolve(options: Mapping[str, Any], environment: Mapping[str, str], start: P
     if not url.startswith(("http://", "https://")):
         raise Failure(f"the server's address {url!r} must begin with http:// or https://", exit_code=USAGE)
     same = url == stored.url.rstrip("/")
-    token = environment.get("HUBFLOW_TOKEN", "").strip() or (stored.token if same else "")
+    own_token = environment.get("HUBFLOW_TOKEN", "").strip()
+    if own_token not in {"", stored.token} and not (said or named):
+        raise Failure(
+            f"HUBFLOW_TOKEN is not sent to {url}: that address comes from {path}, and may be anybody's",
+            hint=f"say that it is meant, with HUBFLOW_URL={url} or HUBFLOW_CONTEXT={path}; or unset HUBFLOW_TOKEN",
+            exit_code=USAGE,
+        )
+    token = own_token or (stored.token if same else "")
     ours = same and token == stored.token  # another token may be for another tenant than the file's
     tenant = options.get("tenant") or environment.get("HUBFLOW_TENANT") or (stored.tenant if ours else "")
     _check(token, tenant)

@@ -39,7 +39,7 @@ Begin here:
 \b
 Where and who (also read from .hubflow/context.json, which `hubflow dev` writes,
 searched from the working directory upwards):
-  HUBFLOW_URL, HUBFLOW_TOKEN, HUBFLOW_TENANT
+  HUBFLOW_URL, HUBFLOW_TOKEN (only together with HUBFLOW_URL), HUBFLOW_TENANT
 
 \b
 Exit codes: 0 ok, 1 the run failed (or files have faults), 2 wrong usage,

@@ -29,7 +29,9 @@ finds address, token and tenant there. Elsewhere say them:
 | `HUBFLOW_TENANT` | `--tenant` | which tenant is meant; only operators' tokens need it |
 | `HUBFLOW_CONTEXT` | | another context file than the nearest one, such as `.hubflow/demo/context.json` |
 
-The token of a context file is sent to the address of that file only. (No option for the token: it would stand in lists of
+The token of a context file is sent to the address of that file only; and `HUBFLOW_TOKEN` is not sent to the address of a file
+that was merely found, which may have come with somebody's repository: name the server (`HUBFLOW_URL`) or the file
+(`HUBFLOW_CONTEXT`) with it. Found files that belong to another user are left out. (No option for the token: it would stand in lists of
 processes.)
 
 ## Output

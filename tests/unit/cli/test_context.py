@@ -25,14 +25,36 @@ def test_the_file_is_found_from_below_and_is_private(project):
 
 
 def test_the_environment_comes_before_the_file_and_options_before_both(project):
-    environment = {"HUBFLOW_TOKEN": "hf_e", "HUBFLOW_TENANT": "acme"}
+    environment = {"HUBFLOW_URL": "http://127.0.0.1:8080", "HUBFLOW_TOKEN": "hf_e", "HUBFLOW_TENANT": "acme"}
     found = context.resolve({"tenant": "other"}, environment, project)
     assert (found.token, found.tenant) == ("hf_e", "other")
 
 
 def test_another_token_than_the_file_s_does_not_get_the_file_s_tenant(project):
-    found = context.resolve({}, {"HUBFLOW_TOKEN": "hf_e"}, project)
+    named = str(project / ".hubflow" / "context.json")
+    found = context.resolve({}, {"HUBFLOW_TOKEN": "hf_e", "HUBFLOW_CONTEXT": named}, project)
     assert (found.token, found.tenant, found.token_from_file) == ("hf_e", "", False)
+
+
+def test_a_token_of_the_environment_is_not_sent_to_the_server_of_a_file_that_was_merely_found(project):
+    with pytest.raises(Failure, match=r"HUBFLOW_TOKEN is not sent to http://127\.0\.0\.1:8080") as caught:
+        context.resolve({}, {"HUBFLOW_TOKEN": "hf_e"}, project / "deep" / "down")
+    assert "hf_e" not in caught.value.message + caught.value.hint
+    assert context.resolve({"url": "http://127.0.0.1:8080"}, {"HUBFLOW_TOKEN": "hf_e"}, project).token == "hf_e"
+    assert context.resolve({}, {"HUBFLOW_TOKEN": "hf_t"}, project).token == "hf_t"  # the file has it already
+
+
+def test_a_found_file_of_another_user_is_left_out(project, monkeypatch, capsys):
+    theirs = project / "deep" / ".hubflow"
+    theirs.mkdir()
+    context.write(theirs / "context.json", Context("http://theirs", "hf_x"))
+    assert context.resolve({}, {}, project / "deep").url == "http://theirs"
+    monkeypatch.setattr(context.os, "geteuid", lambda: theirs.stat().st_uid + 1)
+    with pytest.raises(Failure, match="no server is known"):
+        context.resolve({}, {}, project / "deep")
+    assert f"{theirs / 'context.json'} is left out" in capsys.readouterr().err
+    named = context.resolve({}, {"HUBFLOW_CONTEXT": str(theirs / "context.json")}, project)
+    assert named.url == "http://theirs"
 
 
 def test_the_file_s_token_is_not_sent_to_another_server(project):
