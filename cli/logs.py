@@ -29,7 +29,7 @@ def read(api: Api, run: str, job: str, *, attempt: int | None = None, follow: bo
                     yield chunk
             return
         except (Unreachable, Refused) as error:
-            if isinstance(error, Refused) and error.status != 503:
+            if isinstance(error, Refused) and error.status not in {429, 503}:
                 raise
             broken_since = broken_since or time.monotonic()
             if time.monotonic() - broken_since > RESUME_FOR:

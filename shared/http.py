@@ -33,6 +33,8 @@ STUCK_SECONDS = 300.0
 LINGER_SECONDS = 2.0
 """How long a sender whose body cannot be read may go on sending, so that it gets to reading the answer."""
 
+_PROBLEM_HEADERS = {401: {"WWW-Authenticate": 'Bearer realm="hubflow"'}, 429: {"Retry-After": "10"}}
+"""By status, of problem documents."""
 _READ_HEADERS = (
     "authorization", "hubflow-", "idempotency-key", "last-event-id", "webhook-", "x-hub", "x-gitea-", "x-github-",
 )  # fmt: skip
@@ -212,8 +214,9 @@ def problem(status: int, code: str, detail: str, *, hint: str = "", **more: Any)
     }
     if hint:
         document["hint"] = hint
-    headers = {"WWW-Authenticate": 'Bearer realm="hubflow"'} if status == 401 else None
-    return web.json_response({**document, **more}, status=status, content_type=PROBLEM, headers=headers, dumps=dumps)
+    return web.json_response(
+        {**document, **more}, status=status, content_type=PROBLEM, headers=_PROBLEM_HEADERS.get(status), dumps=dumps
+    )
 
 
 def dumps(value: Any) -> str:

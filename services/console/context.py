@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.console.config import ConsoleSettings
+from services.console.followers import Followers
 from services.console.live import Changes
 from services.console.store.runs import Glances
 from shared.bus.protocol import Bus
@@ -24,6 +25,7 @@ class Context:
     changes: Changes
     glances: Glances
     masks: SecretMasks
+    followers: Followers
 
     @property
     def database(self) -> Database:

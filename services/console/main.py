@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from services.console.config import ConsoleSettings
 from services.console.context import Context
+from services.console.followers import Followers
 from services.console.handlers import ENDPOINTS
 from services.console.live import Changes
 from services.console.proxy import proxy_endpoints
@@ -22,7 +23,8 @@ from shared.service import Host, Parts, Service
 async def _open(host: Host, settings: ConsoleSettings) -> AsyncIterator[Parts]:
     changes = Changes(host.bus)
     masks = SecretMasks(host.database, host.vault)
-    context = Context(host, settings, changes, Glances(host.database), masks)
+    followers = Followers(host.database, settings.all_followers, settings.followers)
+    context = Context(host, settings, changes, Glances(host.database), masks, followers)
     if settings.operator_token:
         await ensure_operator_token(host.database, settings.operator_token)
     await changes.open()

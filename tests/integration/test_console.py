@@ -22,14 +22,16 @@ import jsonschema
 import pytest
 from prometheus_client import REGISTRY
 
+from services.console import followers
 from services.console.main import SERVICE as CONSOLE
 from services.console.routes import logs
+from services.console.store import runs as store
 from services.console.store.runs import Glances
 from services.trigger.main import SERVICE as TRIGGER
 from shared import http
 from shared.embedded import S3Address
-from shared.errors import UserError
-from shared.events import RunFinished, RunPaused
+from shared.errors import ConfigurationError, UserError
+from shared.events import RunCancelRequested, RunFinished, RunPaused
 from shared.http import quoted
 from shared.states import RunState
 from tests.chaos.proxy import Proxy
@@ -472,6 +474,81 @@ async def test_t81_events_of_a_run_come_in_order_and_can_be_followed(served: Ser
     assert ([event["seq"] for event in page["items"]], page["next_since"]) == ([2], 2)
 
 
+async def test_a_follower_that_hears_nothing_reads_no_events(
+    served: Served, acme: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = await start(acme)
+    read, looks, events, at = [], [], store.events, Glances.at
+
+    async def counted_events(*arguments: Any) -> Any:
+        read.append(arguments)
+        return await events(*arguments)
+
+    async def counted_at(self: Glances, *arguments: Any) -> Any:
+        looks.append(arguments)
+        return await at(self, *arguments)
+
+    monkeypatch.setattr(store, "events", counted_events)
+    monkeypatch.setattr(Glances, "at", counted_at)
+    url = f"{acme.url}/api/v1/runs/{run['id']}/events?follow=true"
+    async with acme.session.get(url, headers={"Authorization": f"Bearer {acme.token}"}) as response:
+        assert b"event: run.created" in await response.content.readuntil(b"\n\n")
+        await until(lambda: len(looks) == 2)
+        assert len(read) == 1
+        await move(served, run["id"], "failed")  # its news is lost
+        assert await response.content.read() == b""
+    assert len(read) == 1
+
+
+async def test_followers_are_limited_by_tenant_and_in_all(database: str) -> None:
+    limits = {"HUBFLOW_CONSOLE_FOLLOWERS": "2", "HUBFLOW_CONSOLE_ALL_FOLLOWERS": "3"}
+    async with serving(database, [TRIGGER, CONSOLE], limits) as served, contextlib.AsyncExitStack() as stack:
+        acme, globex = [await served.tenant(name) for name in ("acme", "globex")]
+        paths = {}
+        for client in (acme, globex):
+            await apply(client)
+            paths[client.token] = (await start(client))["url"]
+
+        async def follow(client: Client) -> aiohttp.ClientResponse:
+            headers = {"Authorization": f"Bearer {client.token}"}
+            request = client.session.get(f"{client.url}{paths[client.token]}/events?follow=true", headers=headers)
+            return await stack.enter_async_context(request)
+
+        followed = [await follow(acme), await follow(acme)]
+        assert [each.status for each in followed] == [200, 200]
+        job = f"{paths[acme.token]}/jobs/compile/log"
+        for path in (f"{paths[acme.token]}/events?follow=true", f"{job}?follow=true", f"{job}/stream"):
+            refused = await acme.call("GET", path)
+            assert (refused.status, refused.body["code"]) == (429, "too-many-followers"), path
+            assert refused.headers["Retry-After"] == "10"
+        assert (await acme.call("GET", f"{paths[acme.token]}/events")).status == 200
+        assert (await follow(globex)).status == 200
+        assert (await follow(globex)).status == 429  # of its two, but there are three
+        followed[0].close()
+        async with asyncio.timeout(5):
+            while (await follow(globex)).status == 429:
+                pass
+
+
+@pytest.mark.parametrize("setting", ["FOLLOWERS", "ALL_FOLLOWERS"])
+async def test_a_limit_of_no_followers_is_refused_at_start(database: str, setting: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"HUBFLOW_CONSOLE_{setting} must be above 0"):
+        async with serving(database, [CONSOLE], {f"HUBFLOW_CONSOLE_{setting}": "0"}):
+            pass
+
+
+async def test_t60_a_follower_of_events_that_takes_nothing_is_let_go(
+    served: Served, acme: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = uuid.UUID((await start(acme))["id"])
+    monkeypatch.setattr(http, "STUCK_SECONDS", 0.2)
+    async with served.host.database.transaction() as tx:
+        tx.tell(*(RunCancelRequested(tenant="acme", run=run, by="me", why="x" * 100_000) for _ in range(200)))
+    async with unread(acme, f"/api/v1/runs/{run}/events?follow=true", websocket=False):
+        await until(lambda: readers() == 1)
+        await until(lambda: readers() == 0)
+
+
 async def test_a_job_shows_its_inputs_outputs_and_attempts(served: Served, acme: Client) -> None:
     run = await start(acme)
     job = await acme.get(f"/api/v1/runs/{run['id']}/jobs/compile")
@@ -821,6 +898,31 @@ async def unread(client: Client, path: str, websocket: bool) -> AsyncIterator[No
             ]
         await asyncio.get_running_loop().sock_sendall(raw, ("\r\n".join(lines) + "\r\n\r\n").encode())
         yield
+
+
+async def test_followers_end_with_their_token(
+    storing: Served, logged: tuple[Client, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acme, run, path = logged
+    monkeypatch.setattr(followers, "TOKEN_SECONDS", 0.1)
+    await write_log(storing, run, b"one\n", b"", complete=False)
+    made = await acme.ok("POST", "/api/v1/tokens", {"name": "viewer", "scopes": ["read"]})
+    get, headers = acme.session.get, {"Authorization": f"Bearer {made['token']}"}
+    async with (
+        get(f"{acme.url}/api/v1/runs/{run}/events?follow=true", headers=headers) as events,
+        get(f"{acme.url}{path}?follow=true", headers=headers) as log,
+        acme.session.ws_connect(f"{acme.url}{path}/stream", headers=headers) as socket,
+    ):
+        assert await socket.receive_json() == {"attempt": 1, "offset": 0}
+        assert await socket.receive_bytes() == b"one\n"
+        assert await log.content.readexactly(4) == b"one\n"
+        assert b"run.created" in await events.content.readuntil(b"\n\n")
+        await acme.ok("DELETE", f"/api/v1/tokens/{made['id']}")
+        assert await what_comes(events) == (b"", False)
+        assert await what_comes(log) == (b"", False)
+        end = await socket.receive(timeout=20)
+        assert (end.type, end.data) == (aiohttp.WSMsgType.CLOSE, aiohttp.WSCloseCode.POLICY_VIOLATION)
+    await until(lambda: readers() == 0)
 
 
 async def test_t60_viewers_who_leave_are_forgotten(storing: Served, logged: tuple[Client, str, str]) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from services.console.context import Context
+from services.console.followers import Follower
 from services.console.models import LogQuery
 from services.console.ranges import parse_range
 from services.console.store import runs as store
@@ -78,6 +79,13 @@ async def _find(call: Call, context: Context, attempt: int | None) -> _Log:
 async def get_log(call: Call, context: Context) -> web.StreamResponse:
     """The log, or a part of it, as plain text; with `follow` until it is complete."""
     query = call.query(LogQuery)
+    if not query.follow:
+        return await _answer(call, context, query, None)
+    with context.followers.following(call) as follower:
+        return await _answer(call, context, query, follower)
+
+
+async def _answer(call: Call, context: Context, query: LogQuery, follower: Follower | None) -> web.StreamResponse:
     log = await _find(call, context, query.attempt)
     status = await log.status(context)
     start, end, partial = _part(call.request, query, status)
@@ -89,7 +97,7 @@ async def get_log(call: Call, context: Context) -> web.StreamResponse:
     else:
         response.content_length = end - start
     missing = end - start
-    pieces = _pieces(call, context, log, start, None if query.follow else end)
+    pieces = _pieces(call, context, log, start, end if follower is None else follower)
     # The first piece before the answer begins, so that a log that cannot be read is told with a status; whoever follows one
     # gets the headers at once.
     first = b"" if query.follow else await anext(pieces, b"")
@@ -112,10 +120,13 @@ async def _after(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byte
         yield piece
 
 
-async def _pieces(call: Call, context: Context, log: _Log, start: int, end: int | None) -> AsyncGenerator[bytes]:
-    """The bytes from `start` to `end`, or (None) as they come until the log is complete."""
+async def _pieces(call: Call, context: Context, log: _Log, start: int, until: int | Follower) -> AsyncGenerator[bytes]:
+    """The bytes from `start` to `until`, or (a follower) as they come until the log is complete."""
+    follower, end = (until, None) if isinstance(until, Follower) else (None, until)
     async with context.changes.watching(log.run, "log", "job.ended", "run.finished") as watch:
         while end is None or start < end:
+            if follower is not None:
+                await follower.check()
             status = await log.status(context)
             piece = b""
             if start < (status.size if end is None else end):
@@ -160,15 +171,20 @@ def _gone(request: web.Request) -> bool:
 
 async def stream_log(call: Call, context: Context) -> web.WebSocketResponse:
     """The log by websocket: a text frame {"attempt", "offset"}, binary frames with its bytes, and at the end a text frame
-    {"complete": true, "offset"}. Without that one the log could not be read further (close code 1011). To resume, ask with
-    `offset` = the first one + the bytes received."""
+    {"complete": true, "offset"}. Without that one the log could not be read further (close code 1011), or the token has ended
+    (1008). To resume, ask with `offset` = the first one + the bytes received."""
     query = call.query(LogQuery)
+    with context.followers.following(call) as follower:
+        return await _stream(call, context, query, follower)
+
+
+async def _stream(call: Call, context: Context, query: LogQuery, follower: Follower) -> web.WebSocketResponse:
     log = await _find(call, context, query.attempt)
     status = await log.status(context)
     start = max(0, status.size - query.tail) if query.tail is not None else query.offset
     socket = web.WebSocketResponse(heartbeat=WEBSOCKET_HEARTBEAT)
     await socket.prepare(call.request)
-    sender = asyncio.create_task(_send(call, context, log, socket, start), name="log websocket")
+    sender = asyncio.create_task(_send(call, context, log, socket, start, follower), name="log websocket")
     listener = asyncio.create_task(_hear(socket), name="log websocket's reader")
     try:
         await asyncio.wait((sender, listener), return_when=asyncio.FIRST_COMPLETED)
@@ -178,7 +194,7 @@ async def stream_log(call: Call, context: Context) -> web.WebSocketResponse:
         ended, _ = await asyncio.gather(sender, listener, return_exceptions=True)
     try:
         async with asyncio.timeout(CLOSE_SECONDS):
-            await socket.close(code=WSCloseCode.INTERNAL_ERROR if isinstance(ended, Exception) else WSCloseCode.OK)
+            await socket.close(code=_close_code(ended))
     except TimeoutError:
         if call.request.transport is not None:
             call.request.transport.abort()
@@ -189,6 +205,12 @@ async def stream_log(call: Call, context: Context) -> web.WebSocketResponse:
     return socket
 
 
+def _close_code(ended: BaseException | None) -> WSCloseCode:
+    if isinstance(ended, UserError):
+        return WSCloseCode.POLICY_VIOLATION
+    return WSCloseCode.INTERNAL_ERROR if isinstance(ended, Exception) else WSCloseCode.OK
+
+
 async def _hear(socket: web.WebSocketResponse) -> None:
     """Nothing is expected from the reader; hearing it is how its pongs and its end are noticed."""
     async for message in socket:
@@ -196,9 +218,11 @@ async def _hear(socket: web.WebSocketResponse) -> None:
             break
 
 
-async def _send(call: Call, context: Context, log: _Log, socket: web.WebSocketResponse, start: int) -> None:
+async def _send(
+    call: Call, context: Context, log: _Log, socket: web.WebSocketResponse, start: int, follower: Follower
+) -> None:
     await socket.send_str(json.dumps({"attempt": log.attempt, "offset": start}))
-    async with aclosing(_pieces(call, context, log, start, None)) as pieces:
+    async with aclosing(_pieces(call, context, log, start, follower)) as pieces:
         async for piece in pieces:
             async with asyncio.timeout(http.STUCK_SECONDS):
                 await socket.send_bytes(piece)

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from services.console import core, pages
 from services.console.context import Context
+from services.console.followers import Follower
 from services.console.live import FALLBACK_SECONDS
 from services.console.models import (
     CancelledRun,
@@ -163,35 +164,44 @@ async def list_events(call: Call, context: Context) -> web.StreamResponse:
     run = await store.brief(context.database, call.tenant, RunRef.parse(call.path("run")), call.path("run"))
     if query.follow:
         last = call.request.headers.get("Last-Event-ID", "")
-        return await _follow(call, context, run["id"], int(last) if _SEQ.fullmatch(last) else query.since)
+        with context.followers.following(call) as follower:
+            return await _follow(call, context, follower, run["id"], int(last) if _SEQ.fullmatch(last) else query.since)
     rows = await store.events(context.database, run["id"], query.since, query.limit)
     items = [_event(row) for row in rows]
     return http.reply({"items": items, "next_since": rows[-1]["seq"] if rows else query.since})
 
 
-async def _follow(call: Call, context: Context, run: Any, since: int) -> web.StreamResponse:
+async def _follow(call: Call, context: Context, follower: Follower, run: Any, since: int) -> web.StreamResponse:
     """Server-Sent Events until the run is over. A slow reader holds up only itself: the next page is read when it has
     taken the one before."""
     headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
     response = web.StreamResponse(headers=headers)
     await response.prepare(call.request)
-    quiet = 0.0
+    quiet, woken = 0.0, True
     async with context.changes.watching(run) as watch:
         while not context.changes.closed and not _gone(call.request):
-            state = (await store.brief(context.database, call.tenant, RunRef.of(run), str(run)))["state"]
-            rows = await store.events(context.database, run, since, 500)
+            await follower.check()
+            # As in `_wait`: most looks without a cause find nothing new, and are made together with those of others.
+            now = await (
+                store.glance(context.database, call.tenant, RunRef.of(run))
+                if woken
+                else context.glances.at(call.tenant, run)
+            )
+            if now is None:
+                break
+            rows = await store.events(context.database, run, since, 500) if now["seq"] > since else []
             for row in rows:
                 event = _event(row)
                 text = f"id: {row['seq']}\nevent: {event['type']}\ndata: {json.dumps(event)}\n\n"
-                await response.write(text.encode())
+                await http.write(call.request, response, text.encode())
                 since = row["seq"]
-            if state in FINAL_RUN_STATES and not rows:
+            if now["state"] in FINAL_RUN_STATES and not rows:
                 break
             if not rows:
-                await watch.wait()
+                woken = await watch.wait()
                 quiet += 1.0
             if quiet >= HEARTBEAT_SECONDS:
-                await response.write(b": still here\n\n")
+                await http.write(call.request, response, b": still here\n\n")
             if rows or quiet >= HEARTBEAT_SECONDS:
                 quiet = 0.0
     await response.write_eof()
