@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import hashlib
 import json
+import os
 import random
 import re
 import socket as sockets
@@ -14,6 +16,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -872,6 +875,39 @@ async def test_t60_a_reader_that_takes_nothing_is_let_go(
         await until(lambda: readers() == 0)
         await until(lambda: connections() <= before)
     assert not caplog.records
+
+
+async def test_t60_a_reader_that_takes_nothing_costs_little_and_slows_nobody(
+    storing: Served, logged: tuple[Client, str, str]
+) -> None:
+    acme, run, path = logged
+    headers = {"Authorization": f"Bearer {acme.token}"}
+    line = b"a line of a long log\n"
+    amount = 50_000_000 // len(line)
+    expected = hashlib.sha256(line * amount).digest()
+    await write_log(storing, run, line * amount, b"", complete=True)
+
+    part = await acme.call("GET", path, headers={"Range": "bytes=0-4999999"})
+    assert part.status == 206  # what a reader costs at first is had by now
+    async with contextlib.AsyncExitStack() as stack:
+        before = resident()
+        for websocket in (True, False) * 3:
+            await stack.enter_async_context(
+                unread(acme, f"{path}/stream" if websocket else f"{path}?follow=true", websocket)
+            )
+        await until(lambda: readers() == 6)
+        digest = hashlib.sha256()
+        async with acme.session.get(f"{acme.url}{path}?follow=true", headers=headers) as response:
+            async for chunk in response.content.iter_any():
+                digest.update(chunk)
+        assert digest.digest() == expected
+        assert readers() == 6
+        assert resident() - before < 20_000_000
+
+
+def resident() -> int:
+    """Bytes of memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def connections() -> int:
