@@ -10,10 +10,10 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-from urllib.parse import urlsplit
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import DefaultResolver
+from yarl import URL
 
 from shared.errors import UserError
 
@@ -24,17 +24,20 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 def check_url(url: str, *, allow_private: bool = False) -> None:
     """Raises UserError 422 for an address that nothing may be sent to, as far as that can be told without asking DNS."""
     try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
+        # As aiohttp reads it: IDNA makes ASCII of full-width digits and dots, and an address of what was none.
+        parts = URL(url)
+        host = parts.raw_host
     except ValueError as error:
         raise _bad(url, str(error)) from None
     if parts.scheme not in {"http", "https"} or not host:
         raise _bad(url, "it does not begin with https:// (or http://) and a host")
-    if parts.username is not None or parts.password is not None:
+    if parts.raw_user is not None or parts.raw_password is not None:
         raise _bad(url, "a name and password do not belong into it; deliveries are signed")
     if not url.isprintable() or " " in url:
         raise _bad(url, "it has blanks or control characters")
     address = _literal(host)
+    if address is None and ":" in host:  # aiohttp takes it for an address and would not ask the resolver
+        raise _bad(url, f"{host} is no IPv6 address")
     if address is not None and not allow_private and is_internal(address):
         raise _bad(url, f"{host} is a private, loopback or link-local address")
 

@@ -308,6 +308,8 @@ async def test_a_delivery_whose_process_was_killed_is_sent_again(served: Served,
         "http://127.0.0.1:9/", "http://169.254.169.254/latest/meta-data", "http://[::1]/", "http://10.1.2.3/",
         "http://[::ffff:127.0.0.1]/", "http://[64:ff9b::7f00:1]/", "http://0.0.0.0/", "http://100.64.0.1/",
         "ftp://example.org/", "http://user:pass@example.org/", "example.org", "http://", "http://a b/", "http://example.org:x/",
+        "http://169\u3002254\u3002169\u3002254/", "http://\uff11\uff12\uff17.0.0.1:8080/", "http://[\uff1a:1]/",
+        "http://[x", "http://[1:2]/", "http://example.org:99999999/",
     ],
 )  # fmt: skip
 async def test_t82_addresses_of_our_own_network_are_refused(database: str, url: str) -> None:
