@@ -5,6 +5,7 @@
     │   ├── UnavailableError    a server that Hubflow stands on is away: handlers are retried for as long as it is
     │   └── InUseError          others have not done with it: handlers are retried until they have
     ├── PermanentError      will never work: the message is parked, or the job fails with the reason
+    │   └── RefusedError        a server has answered that whoever asks may not have it, or that it does not have it
     └── UserError           somebody asked for what cannot be; becomes a problem document or a CLI message
 
 Anything else that is raised is a bug: logged once with its trace, retried, then parked with the reason.
@@ -44,6 +45,10 @@ class PermanentError(HubflowError):
     def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class RefusedError(PermanentError):
+    """A registry has answered, and does not give the image to whoever asks: it does not have it, or not for this account."""
 
 
 class UserError(HubflowError):

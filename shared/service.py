@@ -65,6 +65,8 @@ class Host:
     """Without a slash at the end."""
     options: Allowed | None = None
     """What workflows may set in `options` of a job; None where the runtime itself says so when the job starts."""
+    pull: str = "missing"
+    """When images that workflows name are pulled (`RuntimeSettings.pull`)."""
     _objects: ObjectStore | None = None
     _runtime: Runtime | None = None
 
@@ -241,6 +243,7 @@ async def _open_host(
     objects_settings, runtime_settings, cluster = load(
         environment, ObjectsSettings, RuntimeSettings, KubernetesSettings
     )
+    host.pull = runtime_settings.pull
     if runtime_settings.kind == "kubernetes":
         host.options = Allowed.parse(cluster.allow, KUBERNETES_OFFER)
     elif runtime_settings.kind == "docker":

@@ -22,6 +22,8 @@ from shared.runtime.kubernetes_options import OFFER as KUBERNETES_OFFER
 KINDS = ("auto", "process", "docker", "kubernetes")
 """Where jobs can run."""
 DEFAULT_INSTALLATION = "default"
+PULLS = ("missing", "always")
+"""When a node or engine asks the registry for an image that a workflow names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,10 @@ class RuntimeSettings:
     )
     docker_certificates: str = setting("", "folder with ca.pem, cert.pem and key.pem, if the engine wants TLS")
     default_image: str = setting("", "image of scripts, which name none; empty: a small one from Docker Hub")
+    pull: str = setting(
+        "missing",
+        "images that workflows name are pulled where they are missing, or always: who has no access then gets none",
+    )
     wrapper: str = setting(
         "", "the hubflow-wrapper binary for jobs, or a folder with one per processor; empty: as built in this checkout"
     )
@@ -117,6 +123,8 @@ class RuntimeSettings:
             near = get_close_matches(self.kind, KINDS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             problems.append(f"HUBFLOW_RUNTIME_KIND={self.kind!r}: expected one of {', '.join(KINDS)}{hint}")
+        if self.pull not in PULLS:
+            problems.append(f"HUBFLOW_RUNTIME_PULL={self.pull!r}: expected one of {', '.join(PULLS)}")
         try:
             Allowed.parse(self.docker_allow, DOCKER_OFFER)
         except ValueError as error:

@@ -42,7 +42,7 @@ class Installation:
             raise ConfigurationError(
                 f"HUBFLOW_RUNTIME_KIND is {runtime.kind!r}: set it to kubernetes (k8s/base/services/settings.env)"
             )
-        return config_of(kubernetes, runtime.installation, runtime.default_image or "alpine:3")
+        return config_of(kubernetes, runtime.installation, runtime.default_image or "alpine:3", runtime.pull)
 
     def objects(self) -> ObjectsSettings:
         """Where the S3 is. Raises ConfigurationError."""

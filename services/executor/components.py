@@ -1,18 +1,21 @@
 """What an image says about itself: its command, and the label that makes it a component.
 
-Asked of the registry once for each digest, and for each tag once a minute. A Docker engine holds images that no registry
-has, and knows their command itself; there, an image that cannot be asked about is simply run.
+Asked of the registry once for each digest, and for each tag and each account once a minute. A Docker engine holds images that
+no registry has, and knows their command itself; there, an image that cannot be asked about is simply run. A node of Kubernetes
+gives an image that it has pulled for one tenant to every other one: unless it asks the registry each time, we do.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from services.executor.core import Component
-from shared.errors import HubflowError, TemporaryError
+from shared.errors import HubflowError, RefusedError, TemporaryError
 from shared.log import get_logger
 
 KEPT = 1000
@@ -28,42 +31,50 @@ _log = get_logger("executor")
 
 
 class Components:
-    """`lookup` None: nobody needs to know, the runtime takes images as they are."""
+    """`lookup` None: nobody needs to know, the runtime takes images as they are. `required`: it cannot look a command up
+    itself. `guarded`: it does not ask the registry who may have an image, so what the registry refuses must not run."""
 
-    def __init__(self, lookup: Lookup | None, *, required: bool) -> None:
+    def __init__(self, lookup: Lookup | None, *, required: bool, guarded: bool = False) -> None:
         self._lookup = lookup
         self._required = required
+        self._guarded = guarded
         self._known: OrderedDict[tuple[str, str], tuple[float, Component]] = OrderedDict()
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, runtime: str, insecure_registries: str) -> AsyncIterator[Components]:
-        """For the runtime of that name. Plain processes have no images, so nothing is asked there."""
+    async def open(cls, runtime: str, insecure_registries: str, pull: str) -> AsyncIterator[Components]:
+        """For the runtime of that name, which pulls images when `pull` says ("missing", "always"). Plain processes have no
+        images, so nothing is asked there."""
         if runtime == "process":
             yield cls(None, required=False)
             return
         from services.executor.registry import open_lookup
 
         async with open_lookup([each.strip() for each in insecure_registries.split(",") if each.strip()]) as lookup:
-            yield cls(lookup, required=runtime != "docker")
+            required = runtime != "docker"
+            yield cls(lookup, required=required, guarded=required and pull != "always")
 
     async def of(self, image: str, auth: Mapping[str, str] | None, *, needed: bool) -> Component:
         """What the image says. `needed`: its command is wanted, so a runtime that cannot look it up itself must know.
 
-        Raises what `Lookup` raises, where the answer is needed.
+        Raises what `Lookup` raises, where the answer is needed, or only we can tell who may have the image.
         """
         if self._lookup is None:
             return Component()
-        key = (image, (auth or {}).get("username", ""))
+        key = (image, _digest(auth))
         known = self._known.get(key)
         if known is not None and time.monotonic() < known[0]:
             self._known.move_to_end(key)
             return known[1]
         try:
             component = await self._lookup(image, auth)
-            until = float("inf") if "@sha256:" in image else time.monotonic() + FRESH
+            # What a digest names never changes; who may have it does.
+            forever = "@sha256:" in image and auth is None
+            until = float("inf") if forever else time.monotonic() + FRESH
         except HubflowError as error:
             if self._required and (needed or isinstance(error, TemporaryError)):
+                raise
+            if self._guarded and isinstance(error, RefusedError):
                 raise
             _log.info("component not looked up, it runs as it is", image=image, reason=str(error))
             component, until = Component(), time.monotonic() + RETRY
@@ -71,3 +82,13 @@ class Components:
         if len(self._known) > KEPT:
             self._known.popitem(last=False)
         return component
+
+    async def check(self, image: str, auth: Mapping[str, str] | None) -> None:
+        """Raises what `Lookup` raises, where only we can tell who may have the image."""
+        if self._guarded:
+            await self.of(image, auth, needed=False)
+
+
+def _digest(auth: Mapping[str, str] | None) -> str:
+    """Stands for an account, password included, without keeping it."""
+    return hashlib.sha256(json.dumps(dict(auth), sort_keys=True).encode()).hexdigest() if auth else ""

@@ -34,7 +34,7 @@ from shared.events import JobEvent, JobReady, JobStopRequested, JobSubmitted, Ru
 from shared.log import bound, get_logger
 from shared.objects import ObjectStore
 from shared.outcomes import Outcome, clean, record_outcomes
-from shared.runtime.protocol import ContainerSpec, Resources, Runtime, container_name
+from shared.runtime.protocol import ContainerSpec, Resources, Runtime, ServiceSpec, container_name
 from shared.states import JobState, Reason
 from shared.vault import Vault
 from shared.workflow.model import BUILTIN_RUN_FLOW, Job, Stage
@@ -233,6 +233,7 @@ async def _composed(event: JobReady, claimed: Claim, stage: Stage, job: Job, con
     place = _place(claimed, stage, job, context)
     facts, component, image, auth = await _gather(claimed, stage, job, place, context)
     composed = core.compose(claimed, stage, job, facts, component, place)
+    services = await _services(composed.services, facts, context)
     restore, save = await transfers_of(context.objects, claimed, job, composed, facts)
     overflow = await overflow_of(context.objects, context.runtime.name, claimed, job)
     document = core.document(claimed, job, composed, restore=restore, save=save, overflow=overflow, trace=event.trace)
@@ -245,13 +246,20 @@ async def _composed(event: JobReady, claimed: Claim, stage: Stage, job: Job, con
         resources=Resources(job.resources.cpu or 0, job.resources.memory or 0),
         registry_auth=auth,
         shared_directory=composed.shared_directory,
-        services=tuple(
-            dataclasses.replace(service, registry_auth=_registry_auth(service.image, facts))
-            for service in composed.services
-        ),
+        services=services,
         options=composed.options,
         again=claimed.again,
     )
+
+
+async def _services(services: Sequence[ServiceSpec], facts: Facts, context: Context) -> tuple[ServiceSpec, ...]:
+    """With the accounts that pull them. Raises PermanentError (ImagePull) for an image that the tenant may not have."""
+    found = []
+    for service in services:
+        auth = _registry_auth(service.image, facts)
+        await context.components.check(service.image, auth)
+        found.append(dataclasses.replace(service, registry_auth=auth))
+    return tuple(found)
 
 
 def _labels(claimed: Claim, context: Context) -> dict[str, str]:

@@ -17,7 +17,7 @@ from shared.service import Host, Parts, Service
 @asynccontextmanager
 async def open_executor(host: Host, settings: ExecutorSettings) -> AsyncIterator[Parts]:
     """Its consumer on this host."""
-    async with Components.open(host.runtime.name, settings.insecure_registries) as components:
+    async with Components.open(host.runtime.name, settings.insecure_registries, host.pull) as components:
         context = Context.of(
             database=host.database, runtime=host.runtime, objects=host.objects, vault=host.vault, clock=host.clock,
             settings=settings, components=components, public_url=lambda: host.public_url,

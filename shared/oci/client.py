@@ -3,8 +3,8 @@
     async with open_registry_client() as client:
         config = await client.image_config(parse_reference("registry.example.com/team/app:1"), auth)
 
-Errors: PermanentError (reason ImagePull) for an image that is unknown, refused or malformed, TemporaryError for a registry
-that does not answer.
+Errors: PermanentError (reason ImagePull) for an image that is malformed, RefusedError (the same reason) for one that is unknown
+or refused, TemporaryError for a registry that does not answer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
-from shared.errors import PermanentError
+from shared.errors import PermanentError, RefusedError
 from shared.oci.credentials import Auth
 from shared.oci.reference import Reference
 from shared.oci.transport import Request, Transport, read_bounded, read_json
@@ -324,8 +324,8 @@ def _machine() -> str:
     return names.get(platform.machine(), platform.machine())
 
 
-def _unknown(reference: Reference) -> PermanentError:
-    return PermanentError(
+def _unknown(reference: Reference) -> RefusedError:
+    return RefusedError(
         f"the image {reference} is not known to its registry: check name and tag", reason=Reason.IMAGE_PULL
     )
 

@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from shared.errors import HubflowError, PermanentError, TemporaryError
+from shared.errors import HubflowError, PermanentError, RefusedError, TemporaryError
 from shared.oci.credentials import Auth
 from shared.oci.reference import Reference
 from shared.states import Reason
@@ -57,7 +57,8 @@ class Transport:
     async def call(
         self, reference: Reference, request: Request, auth: Auth | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The successful response (2xx). Raises KeyError for 404, else PermanentError (ImagePull) or TemporaryError."""
+        """The successful response (2xx). Raises KeyError for 404, RefusedError for other refusals, else PermanentError
+        (ImagePull) or TemporaryError."""
         try:
             response = await self._answered(reference, request, auth)
             try:
@@ -217,11 +218,11 @@ async def _reason_given(response: aiohttp.ClientResponse) -> str:
         return ""
 
 
-def _denied(reference: Reference, status: int, why: str) -> PermanentError:
+def _denied(reference: Reference, status: int, why: str) -> RefusedError:
     advice = (
         "check the image's name and the tenant's registry credentials" if status in {401, 403} else "check the name"
     )
-    return PermanentError(
+    return RefusedError(
         f"the registry refused {reference} (HTTP {status}{f', {why}' if why else ''}): {advice}",
         reason=Reason.IMAGE_PULL,
     )

@@ -41,6 +41,7 @@ class DockerRuntime:
     `takeover_after`: seconds after which a container that was created and not started counts as left behind.
     `key`: 32 bytes that job documents are encrypted with, the same for all who start containers of this installation.
     `allowed`: what workflows may set in `options`, as the operator says; None: what takes nothing from anybody.
+    `pull`: images that workflows name are pulled if they are "missing", or "always".
     """
 
     name = "docker"
@@ -56,6 +57,7 @@ class DockerRuntime:
         takeover_after: float = 5.0,
         key: bytes | None = None,
         allowed: Allowed | None = None,
+        pull: str = "missing",
     ) -> None:
         self._engine = Engine(host, certificates)
         self._starter = Starter(
@@ -66,6 +68,7 @@ class DockerRuntime:
             takeover_after,
             key,
             allowed or Allowed.parse("", body.OFFER),
+            pull,
         )
         self._reader = Reader(self._engine, installation)
         self._installation = installation

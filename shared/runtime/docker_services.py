@@ -33,13 +33,14 @@ Pull = Callable[[str, Mapping[str, str] | None], Awaitable[None]]
 
 
 class Services:
-    """All services of one installation on one engine."""
+    """All services of one installation on one engine. `always`: images are pulled even if they are there."""
 
-    def __init__(self, engine: Engine, installation: str, create: Create, pull: Pull) -> None:
+    def __init__(self, engine: Engine, installation: str, create: Create, pull: Pull, *, always: bool) -> None:
         self._engine = engine
         self._installation = installation
         self._create = create
         self._pull = pull
+        self._always = always
         self._since: dict[str, float] = {}
         """Id of a service that is not ready -> since when we wait (monotonic seconds). A start that took too long goes on."""
         self._missing: dict[str, float] = {}
@@ -108,6 +109,8 @@ class Services:
         return identity
 
     async def _created(self, name: str, content: dict[str, Any], auth: Mapping[str, str] | None) -> str | None:
+        if self._always and content["Image"] != body.EMPTY_IMAGE and not await self._is_there(name):
+            await self._pull(content["Image"], auth)
         try:
             return await self._create(name, content)
         except EngineError as error:
@@ -119,6 +122,15 @@ class Services:
                 raise
         await self._pull(content["Image"], auth)
         return await self._create(name, content)
+
+    async def _is_there(self, name: str) -> bool:
+        try:
+            await self._id_of(name)
+        except EngineError as error:
+            if error.status == 404:
+                return False
+            raise
+        return True
 
     async def _id_of(self, name: str) -> str:
         return str((await self._engine.call("GET", f"/containers/{name}/json"))["Id"])

@@ -67,6 +67,7 @@ class Starter:
         takeover_after: float,
         key: bytes | None,
         allowed: Allowed,
+        pull: str,
     ) -> None:
         self._engine = engine
         self._allowed = allowed
@@ -75,11 +76,12 @@ class Starter:
         self._default_image = default_image
         self._takeover_after = takeover_after
         self._key = key
+        self._pull_always = pull == "always"
         self._setup: Setup | None = None
         self._installed = False
         self._installing = asyncio.Lock()
         self._pulls: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self.services = Services(engine, installation, self.create_named, self._pull_once)
+        self.services = Services(engine, installation, self.create_named, self._pull_once, always=self._pull_always)
 
     async def start(self, spec: ContainerSpec) -> None:
         """See the protocol. Failures of the pull and of the start itself are observed, not raised."""
@@ -124,7 +126,8 @@ class Starter:
         await self._install()
         if spec.services and not await self._with_services(spec, setup):
             return None
-        if spec.options.get("pull") != "always":
+        # The operator's own image (no name) is everybody's; of others the registry is asked who may have them.
+        if not (self._pull_always and spec.image) and spec.options.get("pull") != "always":
             try:
                 return await self._create_now(spec, image, setup)
             except EngineError as error:

@@ -72,6 +72,8 @@ class PodDefaults:
     installation: str
     default_image: str
     wrapper_image: str
+    pull: str = "missing"
+    """Images that workflows name: "missing" ones are pulled, or "always"."""
     image_volume: bool = False
     """The wrapper's image is mounted instead of copied by an init container; the cluster must know image volumes."""
     service_account: str = "hubflow-jobs"
@@ -206,7 +208,7 @@ def _job(spec: ContainerSpec, defaults: PodDefaults, *, shared: bool) -> dict[st
     return {
         "name": JOB,
         "image": spec.image or defaults.default_image,
-        "imagePullPolicy": "IfNotPresent",
+        "imagePullPolicy": _pull_policy(spec.image, defaults),
         "command": [PROGRAM, "run", f"{DOCUMENT}/{_DOCUMENT_KEY}"],
         "resources": _resources(spec, defaults),
         "securityContext": security,
@@ -226,7 +228,7 @@ def _service(service: ServiceSpec, defaults: PodDefaults, secret_name: str) -> d
     content: dict[str, Any] = {
         "name": f"{SERVICE}{service.name}",
         "image": service.image,
-        "imagePullPolicy": "IfNotPresent",
+        "imagePullPolicy": _pull_policy(service.image, defaults),
         "restartPolicy": "Always",
         "env": environment,
         "resources": {"requests": amounts, "limits": amounts},
@@ -240,6 +242,11 @@ def _service(service: ServiceSpec, defaults: PodDefaults, secret_name: str) -> d
         tries = max(1, math.ceil(service.ready_seconds))
         content["startupProbe"] = {**ask, "periodSeconds": 1, "timeoutSeconds": 5, "failureThreshold": tries}
     return content
+
+
+def _pull_policy(image: str, defaults: PodDefaults) -> str:
+    """Whether the node asks the registry about an image that it has. The operator's own (no name) is everybody's."""
+    return "Always" if image and defaults.pull == "always" else "IfNotPresent"
 
 
 def _service_key(service: ServiceSpec, variable: str) -> str:

@@ -11,13 +11,17 @@ from shared.runtime.kubernetes_place import Tenancy
 from shared.settings import KubernetesSettings, require_for_pods
 
 
-def open_kubernetes(settings: KubernetesSettings, installation: str, default_image: str) -> KubernetesRuntime:
+def open_kubernetes(
+    settings: KubernetesSettings, installation: str, default_image: str, pull: str
+) -> KubernetesRuntime:
     """The runtime, not yet asked anything. Raises ConfigurationError."""
     require_for_pods(settings, installation)
-    return KubernetesRuntime(config_of(settings, installation, default_image))
+    return KubernetesRuntime(config_of(settings, installation, default_image, pull))
 
 
-def config_of(settings: KubernetesSettings, installation: str, default_image: str) -> KubernetesConfig:
+def config_of(
+    settings: KubernetesSettings, installation: str, default_image: str, pull: str = "missing"
+) -> KubernetesConfig:
     """The same as the settings have it."""
     return KubernetesConfig(
         access=Access(settings.kubeconfig, settings.context, settings.calls_per_second),
@@ -25,6 +29,7 @@ def config_of(settings: KubernetesSettings, installation: str, default_image: st
             installation=installation,
             default_image=default_image,
             wrapper_image=settings.wrapper_image,
+            pull=pull,
             image_volume=settings.image_volumes,
             node_selector=pairs(settings.node_selector),
             tolerations=tuple(json_list(settings.tolerations)),

@@ -44,6 +44,8 @@ class RuntimeConfig:
     """What workflows may ask of a container engine."""
     default_image: str = DEFAULT_IMAGE
     """Image of scripts that name none."""
+    pull: str = "missing"
+    """Images that workflows name: "missing" ones are pulled, or "always"."""
     allow_host: bool = False
     """Process runtime: run commands that were meant for an image on this machine."""
     search_path: str = os.defpath
@@ -66,6 +68,7 @@ def config_of(
         docker_key=docker_key,
         docker_allowed=Allowed.parse(settings.docker_allow, DOCKER_OFFER),
         default_image=settings.default_image or DEFAULT_IMAGE,
+        pull=settings.pull,
         allow_host=settings.allow_host,
         search_path=settings.search_path or os.defpath,
         kubernetes=kubernetes or KubernetesSettings(),
@@ -82,7 +85,7 @@ async def open_runtime(config: RuntimeConfig) -> Runtime:
     if config.kind == "kubernetes":
         from shared.runtime.kubernetes_config import open_kubernetes  # its client takes a second to load
 
-        return open_kubernetes(config.kubernetes, config.installation, config.default_image)
+        return open_kubernetes(config.kubernetes, config.installation, config.default_image, config.pull)
     if not config.wrapper_path.exists():
         raise ConfigurationError(f"the command wrapper {config.wrapper_path} is missing; build it with `make wrapper`")
     if config.kind == "process":
@@ -112,6 +115,7 @@ def _docker(config: RuntimeConfig) -> DockerRuntime:
         default_image=config.default_image,
         key=config.docker_key,
         allowed=config.docker_allowed,
+        pull=config.pull,
     )
 
 

@@ -131,6 +131,12 @@ async def test_t09_images_that_cannot_be_had_are_named(kubernetes_place, tmp_pat
             assert word in end.message
         await runtime.start(spec(allowed, "echo hello", image=image, registry_auth=auth))
         assert await read(runtime, allowed, follow=True) == b"hello\n"
+        # Now the node has it, and gives it to anybody who does not have it ask the registry.
+        async with watched(kubernetes_place, pull_seconds=8, defaults={"pull": "always"}) as (asking, watcher):
+            for service in (False, True):
+                name, other = new_name(), () if not service else (ServiceSpec("db", image),)
+                await asking.start(spec(name, "true", image="" if service else image, services=other))
+                assert (await watcher.until(name, Phase.FINISHED)).reason == "ImagePull"
 
 
 async def test_t09_the_time_that_a_pod_waited_for_its_node_is_not_its_images(kubernetes_place):

@@ -20,10 +20,12 @@ import pytest
 from aiohttp import web
 
 from shared.errors import ConfigurationError, InUseError, PermanentError, TemporaryError
+from shared.oci import open_registry_client, parse_reference
 from shared.runtime import docker_body as body
 from shared.runtime.engine import EngineError
-from shared.runtime.protocol import Phase, Resources
+from shared.runtime.protocol import Phase, Resources, ServiceSpec
 from shared.runtime.select import RuntimeConfig, open_runtime
+from tests.cluster.images import job_images
 from tests.contract.runtime_places import (
     BARE_IMAGE,
     IMAGE,
@@ -33,6 +35,7 @@ from tests.contract.runtime_places import (
     read,
     spec,
 )
+from tests.servers.registry import started_registry
 
 KILLS = {"process": 12, "docker": 6, "kubernetes": 4}
 
@@ -576,6 +579,33 @@ async def test_t09_an_image_that_does_not_exist_is_named(docker, docker_watcher,
     assert end.reason == "ImagePull"
     assert image in end.message
     assert end.labels["run"] == "r1"
+
+
+@pytest.mark.servers
+async def test_an_image_that_one_tenant_has_pulled_is_no_other_ones_where_the_registry_is_always_asked(
+    docker_place, docker, wrapper, tmp_path
+):
+    auth = {"username": "u", "password": "word"}
+    async with (
+        started_registry(tmp_path, users={"u": "word"}) as closed,
+        open_registry_client() as client,
+    ):
+        where = {"docker_host": docker_place.where, "installation": docker_place.installation, "default_image": IMAGE}
+        asking = await open_runtime(_config("docker", wrapper, tmp_path, pull="always", **where))
+        image = f"{closed.host}/private/tool:1"
+        await client.push_image(parse_reference(image), *job_images()[0].pushable(), auth)
+        own, allowed = new_name(), new_name()
+        await docker.start(spec(own, "echo own", image=image, registry_auth=auth))
+        assert await read(docker, own, follow=True) == b"own\n"
+        service = ServiceSpec("db", image, ("sleep", "60"))
+        for more in ({"image": image}, {"services": (service,)}):
+            refused = new_name()
+            await asking.start(spec(refused, "echo never", **more))
+            assert (await docker.inspect(refused)).reason == "ImagePull"
+        with_account = dataclasses.replace(service, registry_auth=auth)
+        await asking.start(spec(allowed, "echo yes", image=image, registry_auth=auth, services=(with_account,)))
+        assert await read(docker, allowed, follow=True) == b"yes\n"
+        await asking.close()
 
 
 @pytest.mark.servers

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -16,6 +18,7 @@ import pytest
 from services.executor import handlers
 from services.executor.components import Components
 from services.executor.config import ExecutorSettings
+from services.executor.core import Component
 from services.executor.handlers import (
     CONSUMER,
     Context,
@@ -35,11 +38,14 @@ from shared import object_keys
 from shared.batching import Batcher
 from shared.bus.protocol import Consumer, Message
 from shared.embedded import S3Address
-from shared.errors import TemporaryError
+from shared.errors import PermanentError, TemporaryError
 from shared.events import JobFinished, JobReady, JobSubmitted, RunCreated, RunFinished, encode
+from shared.oci import open_registry_client, parse_reference
 from shared.outcomes import Outcome, record_outcomes
 from shared.runtime.protocol import ContainerSpec, Observation, Phase
+from tests.cluster.images import job_images
 from tests.integration.jobs import ROOT, TENANT, House, container_of, opened_house, tasks_of, until
+from tests.servers.registry import started_registry
 
 SIMPLE = """
 name: simple
@@ -105,6 +111,58 @@ async def test_t23_the_same_start_twice_and_by_two_replicas_makes_one_container(
     await on_job_ready(ready, one)  # delivered once more, long after
     assert (await log_of(house, ready)).count(b"hello") == 2  # `hello world hello`: one line
     assert len(await house.told(ready.run, JobSubmitted)) == 1
+
+
+@pytest.fixture
+async def private(tmp_path: Path) -> AsyncIterator[tuple[str, dict[str, str]]]:
+    """An image that its registry gives to one account only, which may have been pulled with it by a node; and the account."""
+    auth = {"username": "u", "password": "word"}
+    async with started_registry(tmp_path / "private", users={"u": "word"}) as closed, open_registry_client() as client:
+        image = f"{closed.host}/team/tool:1"
+        await client.push_image(parse_reference(image), *job_images()[0].pushable(), auth)
+        yield image, auth
+
+
+@pytest.mark.parametrize("absent", [False, True])
+async def test_nobody_runs_an_image_that_its_registry_refuses_them(
+    private: tuple[str, dict[str, str]], *, absent: bool
+) -> None:
+    image, auth = private
+    wrong: list[dict[str, str] | None] = [None, auth | {"password": "no"}]
+    async with Components.open("kubernetes", "", "missing") as components:
+        assert (await components.of(image, auth, needed=False)).command == ("/bin/echo", "from the image")
+        for other in [auth] if absent else wrong:
+            with pytest.raises(PermanentError, match="not known" if absent else "refused") as refused:
+                await components.of(image.replace("tool", "absent") if absent else image, other, needed=False)
+            assert refused.value.reason == "ImagePull"
+    # Where the node asks the registry itself, and on an engine, which has images that no registry knows.
+    for runtime, pull in (("kubernetes", "always"), ("docker", "missing")):
+        async with Components.open(runtime, "", pull) as components:
+            for other in wrong:
+                assert await components.of(image, other, needed=False) == Component()
+
+
+@pytest.mark.parametrize(
+    ("written", "then"), [("component: IMAGE", ""), ("services: [{name: db, image: IMAGE}]", "Unsupported")]
+)
+async def test_a_job_whose_tenant_may_not_have_an_image_fails_and_says_so(
+    house: House, private: tuple[str, dict[str, str]], written: str, then: str
+) -> None:
+    image, auth = private
+    source = "name: w\nstages: [{name: s, jobs: {j: {script: 'true', " + written.replace("IMAGE", image) + "}}}]\n"
+    async with Components.open("kubernetes", "", "missing") as components:
+        executor = dataclasses.replace(executor_of(house), components=components)
+        ready = await house.ready(await house.run(source), "j")
+        await on_job_ready(ready, executor)
+        assert (await house.finished(ready))["reason"] == "ImagePull"
+        (event,) = await house.told(ready.run, JobFinished)
+        assert image in event.message
+        await house.tenant(DOCKER_AUTH_CONFIG=json.dumps({"auths": {image.partition("/")[0]: auth}}))
+        ready = await house.ready(ready.run, "j", 2)
+        async with watching(house):
+            await on_job_ready(ready, executor)
+            # Processes have no images, and know no services.
+            assert (await house.finished(ready))["reason"] == then
 
 
 async def test_only_who_starts_for_the_second_time_says_so(house: House) -> None:

@@ -78,6 +78,15 @@ def test_t14_services_are_native_sidecars_after_the_wrapper_and_tell_no_secrets(
     assert made["spec"]["hostAliases"] == [{"ip": "127.0.0.1", "hostnames": ["db", "other"]}]
 
 
+@pytest.mark.parametrize(("pull", "policy"), [("missing", "IfNotPresent"), ("always", "Always")])
+def test_nodes_ask_the_registry_for_what_workflows_name_only(pull: str, policy: str) -> None:
+    defaults = body.PodDefaults("here", "job:1", "wrapper:1", pull=pull)
+    for image, of_job in (("hub.test/private:1", policy), ("", "IfNotPresent")):
+        made = body.pod(ContainerSpec("hf-a-1-0", image, {}, {}, services=(DB,)), defaults, "secret-name")["spec"]
+        found = [each["imagePullPolicy"] for each in (*made["initContainers"], *made["containers"])]
+        assert found == ["IfNotPresent", policy, of_job]
+
+
 def test_all_that_a_secret_holds_counts_against_what_kubernetes_takes() -> None:
     """Each part alone was small enough; the API refused the whole, after the pod was there."""
     half = body.SECRET_LIMIT // 2
