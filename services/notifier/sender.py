@@ -28,6 +28,7 @@ from shared.errors import HubflowError, PermanentError, TemporaryError, UserErro
 from shared.events import DeliveryFailed
 from shared.log import get_logger
 from shared.outgoing import CheckedResolver, check_url
+from shared.text import fit
 from shared.vault import Vault
 
 POLL_SECONDS = 1.0
@@ -134,7 +135,12 @@ class Sender:
 
     async def _deliver(self, attempt: Try) -> None:
         try:
-            outcome = await post(attempt, self._context)
+            try:
+                outcome = await post(attempt, self._context)
+            except Exception as error:
+                # Unrecorded it would be tried again for ever.
+                _log.exception("delivery not sent", delivery=str(attempt.id))
+                outcome = Outcome(None, f"it could not be sent: {type(error).__name__}")
             await record(attempt, outcome, self._context)
         except HubflowError as error:
             _log.warning("delivery not recorded, it will be tried again", delivery=str(attempt.id), error=str(error))
@@ -190,7 +196,7 @@ def _retry_after(response: aiohttp.ClientResponse, now: datetime) -> float | Non
         return float(value[:9])
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds()
 
@@ -201,7 +207,7 @@ async def record(attempt: Try, outcome: Outcome, context: Context) -> None:
         _TRIES.labels("delivered").inc()
         await store.delivered(context.database, attempt, context.name, outcome.status)
         return
-    error = outcome.error.replace("\0", "")[:1000]
+    error = fit(outcome.error.replace("\0", "")[:1000])
     delay = core.delay_after(attempt.tries, random.random(), outcome.retry_after)  # noqa: S311 - spreads retries
     if delay is not None:
         _TRIES.labels("retried").inc()

@@ -15,7 +15,7 @@ from aiohttp import web
 from standardwebhooks import Webhook
 
 from services.console.main import SERVICE as CONSOLE
-from services.notifier import core, handlers
+from services.notifier import core, handlers, sender
 from services.notifier.main import SERVICE as NOTIFIER
 from services.notifier.subscribers import Subscribers
 from services.trigger.main import SERVICE as TRIGGER
@@ -168,15 +168,19 @@ async def test_a_disabled_or_deleted_subscription_is_quiet_at_once(served: Serve
     assert receiver.received.empty()
 
 
-@pytest.mark.parametrize("case", ["500", "301", "timeout", "slow", "huge", "closed"])
+@pytest.mark.parametrize("case", ["500", "301", "bytes", "date", "timeout", "slow", "huge", "closed"])
 async def test_t79_whatever_a_receiver_does_is_tried_again(database: str, receiver: Receiver, case: str) -> None:
     ended = asyncio.Event()
 
     async def answer(request: web.Request) -> web.StreamResponse:
         if case in {"500", "301"}:
             return web.Response(status=int(case), headers={"Location": "http://169.254.169.254/"}, text="no\0 thanks")
+        assert request.transport is not None
+        if case == "bytes":
+            request.transport.write(b"HTTP/1.1 301 Moved\r\nLocation: /\xff\r\nContent-Length: 0\r\n\r\n")
+        if case == "date":
+            return web.Response(status=503, headers={"Retry-After": "Mon, 01 Jan 99999999999 00:00:00 GMT"})
         if case == "closed":
-            assert request.transport is not None
             request.transport.abort()
         response = web.StreamResponse(status=503)
         if case == "timeout":
@@ -200,6 +204,8 @@ async def test_t79_whatever_a_receiver_does_is_tried_again(database: str, receiv
         assert (delivery["state"], delivery["tries"]) == ("waiting", 1)
         assert {
             "301": "redirects are not followed",
+            "bytes": "it leads to /\ufffd,",
+            "date": "status 503",
             "500": "status 500: no thanks",
             "timeout": "within 0.5 seconds",
         }.get(case, "") in delivery["last_error"]
@@ -209,6 +215,30 @@ async def test_t79_whatever_a_receiver_does_is_tried_again(database: str, receiv
         again = await receiver.next()
         assert again.headers["webhook-id"] == first.headers["webhook-id"]
         await until(lambda: _states(acme, ["delivered"]))
+
+
+async def test_t79_a_receiver_that_does_not_speak_tls_is_tried_again(served: Served, receiver: Receiver) -> None:
+    acme = await tenant(served, "acme")
+    await subscribe(acme, receiver.url.replace("http:", "https:"), "run.created")
+    await acme.ok("POST", "/api/v1/workflows/w/runs", {})
+    await until(lambda: _has_error(acme))
+    (delivery,) = await deliveries(acme)
+    assert (delivery["state"], delivery["tries"], delivery["last_status"]) == ("waiting", 1, None)
+    assert "SSL" in delivery["last_error"]
+
+
+async def test_a_bug_of_ours_costs_a_try(served: Served, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sender, "_headers", broken)
+    acme = await tenant(served, "acme")
+    await subscribe(acme, receiver.url, "run.created")
+    await acme.ok("POST", "/api/v1/workflows/w/runs", {})
+    await until(lambda: _has_error(acme))
+    (delivery,) = await deliveries(acme)
+    assert (delivery["state"], delivery["tries"]) == ("waiting", 1)
+    assert "ZeroDivisionError" in delivery["last_error"]
 
 
 async def _has_error(client: Client) -> bool:
