@@ -227,8 +227,12 @@ class RegistryClient:
     def _on_registry(self, reference: Reference, address: str) -> URL:
         """An address that the registry gave, which must be on the registry: our credentials go there."""
         base = self._transport.base(reference)
-        url = base.join(URL(address, encoded=True))
-        if url.origin() != base.origin():
+        try:
+            url = base.join(URL(address, encoded=True))
+            elsewhere = url.origin() != base.origin()
+        except ValueError:
+            raise _malformed(reference, "the registry gave an unusable address") from None
+        if elsewhere:
             raise _malformed(reference, "the registry sends us to another server")
         return url
 
@@ -264,7 +268,9 @@ def _chosen(index: Manifest, architecture: str) -> str:
         raise PermanentError(
             f"{index.reference} has no image for linux/{architecture}, only for {there}", reason=Reason.IMAGE_PULL
         )
-    return min(matching, key=lambda found: found[0])[1]
+    digest = min(matching, key=lambda found: found[0])[1]
+    _hasher(digest, index.reference)  # refuses what is none
+    return digest
 
 
 def _image_config(document: Mapping[str, Any], digest: str, reference: Reference) -> ImageConfig:

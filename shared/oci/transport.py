@@ -73,7 +73,10 @@ class Transport:
                 "name the registry among the insecure ones",
                 reason=Reason.IMAGE_PULL,
             ) from error
-        except (aiohttp.InvalidURL, UnicodeError) as error:
+        except (
+            aiohttp.InvalidURL,
+            ValueError,
+        ) as error:  # yarl's are plain; before ClientError, which InvalidURL is, too
             raise PermanentError(f"{reference.api_host} gave an unusable address", reason=Reason.IMAGE_PULL) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise TemporaryError(
@@ -201,7 +204,7 @@ async def _refusal(reference: Reference, response: aiohttp.ClientResponse) -> Hu
         return KeyError(str(reference))
     if status == 429 or status >= 500:
         after = response.headers.get("Retry-After", "")
-        delay = float(after) if after.isdecimal() and int(after) <= 3600 else None
+        delay = float(after) if after.isdecimal() and len(after) <= 4 and int(after) <= 3600 else None
         return TemporaryError(
             f"the registry {reference.api_host} cannot serve {reference} now: HTTP {status}", delay=delay
         )

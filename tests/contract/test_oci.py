@@ -196,7 +196,15 @@ async def test_credentials_do_not_follow_a_redirect(client: RegistryClient) -> N
         (lambda _: web.json_response({}, headers={"Docker-Content-Digest": "sha256:1"}), "does not have the digest"),
         (lambda _: web.Response(status=307, headers={"Location": "file:///etc/passwd"}), "not safe"),
         (lambda request: web.Response(status=307, headers={"Location": str(request.url)}), "in circles"),
+        (lambda _: web.Response(status=307, headers={"Location": "http://[x"}), "unusable address"),
+        (lambda _: web.Response(status=307, headers={"Location": "http://x:99999999/"}), "unusable address"),
+        (lambda _: web.Response(status=307, headers={"Location": "http://x..y/"}), "unusable address"),
+        (
+            lambda _: web.Response(status=401, headers={"WWW-Authenticate": 'Bearer realm="http://["'}),
+            "unusable address",
+        ),
         (lambda _: web.Response(status=401, headers={"WWW-Authenticate": 'Bearer realm="ftp://x"'}), "no token server"),
+        (lambda _: web.json_response({"mediaType": OCI_INDEX, "manifests": [{"digest": "\ud800"}]}), "is not a digest"),
         (
             lambda _: web.Response(status=403, text='{"errors":[{"code":"DENIED","message":"go away"}]}'),
             "DENIED go away",
@@ -244,14 +252,27 @@ async def test_hostile_configurations(client: RegistryClient, config: bytes, com
                 await client.image_config(reference)
 
 
-async def test_a_busy_registry_says_when_to_come_back(client: RegistryClient) -> None:
+@pytest.mark.parametrize("link", ["http://[x", "http://x:99999999/", "http://elsewhere.test/"])
+async def test_hostile_links_to_the_next_page(client: RegistryClient, link: str) -> None:
+    async def serve(_: web.Request) -> web.Response:
+        return web.json_response({"tags": ["1"]}, headers={"Link": f'<{link}>; rel="next"'})
+
+    async with _served(serve) as address:
+        with pytest.raises(PermanentError):
+            await client.tags(parse_reference(address.removeprefix("http://") + "/a"))
+
+
+@pytest.mark.parametrize(
+    ("after", "delay"), [("7", 7), ("3601", None), pytest.param("9" * 5000, None, id="5000 digits"), ("soon", None)]
+)
+async def test_a_busy_registry_says_when_to_come_back(client: RegistryClient, after: str, delay: float | None) -> None:
     async def busy(_: web.Request) -> web.Response:
-        return web.Response(status=429, headers={"Retry-After": "7"})
+        return web.Response(status=429, headers={"Retry-After": after})
 
     async with _served(busy) as address:
         with pytest.raises(TemporaryError) as caught:
             await client.image_config(parse_reference(address.removeprefix("http://") + "/a"))
-    assert caught.value.delay == 7
+    assert caught.value.delay == delay
 
 
 # ---------------------------------------------------------------- names and credentials
