@@ -59,8 +59,9 @@ def document(endpoints: Iterable[Endpoint], server: str) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "Hubflow", "version": version("hubflow"), "license": {"name": "MIT", "identifier": "MIT"},
-            "description": "Workflows as containers. Creates take the header `Idempotency-Key`; an operator's token names "
-            "the tenant in the header `Hubflow-Tenant`.",
+            "description": "Workflows as containers. Creates take the header `Idempotency-Key`: for a day, the same request "
+            "with the same key gets the first one's answer. An operator's token names the tenant in the header "
+            "`Hubflow-Tenant`.",
         },
         "servers": [{"url": server}],
         "paths": paths,

@@ -9,9 +9,11 @@ from functools import partial
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.handlers import BATCH, CONSUMER, Context, on_message, run_admission, run_timers
+from services.scheduler.store import OLD
 from services.scheduler.unheard import run_send_again
 from shared.bus.protocol import Consumer
 from shared.bus.topology import TOPICS
+from shared.db.forgetting import run_forgetting
 from shared.service import Host, Parts, Service
 
 
@@ -27,6 +29,7 @@ async def _open(host: Host, settings: SchedulerSettings) -> AsyncIterator[Parts]
             "admission": partial(run_admission, context),
             "clock": clock.run,
             "unheard events": partial(run_send_again, host.database),
+            "old rows": partial(run_forgetting, host.database, OLD),
         },
     )
 

@@ -16,6 +16,7 @@ from typing import Any
 from services.scheduler.admission import Full, Quota, Usage
 from services.scheduler.model import Decision, JobStatus, PlanIndex, Run, StageStatus, fresh
 from shared.clock import parse_timestamp
+from shared.db.forgetting import DAY, Old
 from shared.events import RunCancelRequested
 from shared.states import JobState, Reason, RunState, StageState
 from shared.workflow.plan import Plan
@@ -24,6 +25,14 @@ _PLANS_KEPT = 1000
 _RUNS_REMEMBERED = 2000
 _JOBS_REMEMBERED = 1000
 """A run with more jobs is read anew for each step; a remembered job takes about half a kilobyte."""
+
+OLD = (
+    # An event of a run that is over means nothing to it, were it heard again; one of a run that is not would be done twice, and
+    # `unheard` would take it for lost.
+    Old("inbox", "handled_at", 7 * DAY, only="""
+        (SELECT r.finished_at IS NULL OR r.finished_at > now() - make_interval(secs => $1)
+        FROM events e JOIN runs r ON r.id = e.run WHERE e.id = t.event) IS NOT TRUE"""),
+)  # fmt: skip
 
 _RUN_COLUMNS = """r.id, r.number, r.tenant, r.workflow, r.version, r.concurrency_group, r.retry_of, r.state, r.reason,
     r.message, r.ending_state, r.paused_seconds, r.created_at, r.admitted_at, r.started_at, r.finished_at"""

@@ -9,11 +9,19 @@ from typing import Any
 
 from services.trigger.core import Incoming
 from shared.db.database import Database, Transaction
+from shared.db.forgetting import DAY, Old
 from shared.errors import TemporaryError, UserError
 from shared.runs import NUMBER, latest_version
 from shared.workflow.model import Workflow
 
 MODELS_KEPT = 256
+OLD = (
+    # A client that repeats a request does so within minutes. The answers may hold secrets, encrypted.
+    Old("idempotency_keys", "created_at", DAY),
+    # GitHub lets a message be sent again for three days.
+    Old("hook_deliveries", "received_at", 30 * DAY),
+)
+"""What is deleted here; of the answers the console keeps some, too."""
 
 
 class Workflows:
