@@ -1,18 +1,20 @@
 """Masking of secrets in a stream or in a document: pure.
 
-A secret is masked as it is, in base64 (as a whole and inside something larger, such as `user:password`), in a URL, in JSON,
-and line by line where it has several lines. Secrets of one to three characters are left alone: masking them would blank
-the log and hide nothing (T62).
+A secret is masked as it is, in base64 (as a whole, in the lines that `base64` and PEM make of it, and inside something larger,
+such as `user:password`), in a URL, in JSON, and line by line where it has several lines. Secrets of one to three characters are
+left alone: masking them would blank the log and hide nothing (T62).
 """
 
 from __future__ import annotations
 
 import base64
+import bisect
 import json
 import re
+import string
 import urllib.parse
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,6 +23,11 @@ MASK = b"***"
 SHORTEST = 4
 SHORTEST_LINE = 6
 SHORTEST_BASE64 = 8
+BASE64_LINES = (76, 64)
+"""Characters of a line of base64: of MIME and GNU's `base64`, and of PEM."""
+_ALPHABET = string.ascii_letters.encode() + string.digits.encode() + b"+/"
+_IS_BASE64 = bytes(ord("a") if byte in _ALPHABET else ord(" ") for byte in range(256))
+_RUN = b"a" * min(BASE64_LINES)
 FEW = 64
 """Places in a text that are compared one by one with a pattern."""
 LONGEST_HOLD = 4096
@@ -44,6 +51,7 @@ def patterns_of(secrets: Iterable[str]) -> tuple[bytes, ...]:
         if len(value) < SHORTEST:
             continue
         found.update(_spellings(value))
+        found.update(_base64_lines(value))
         lines = [line.strip() for line in value.splitlines()]
         if len(lines) > 1:
             for line in lines:
@@ -79,6 +87,13 @@ def _inner_base64(raw: bytes, shift: int, encode: object) -> bytes:
     return inner if len(inner) >= SHORTEST_BASE64 else b""
 
 
+def _base64_lines(value: str) -> set[bytes]:
+    """The lines of its base64 form. What follows the secret, such as a line's end, may change the end of the last one."""
+    encoded = _inner_base64(value.encode("utf-8", "replace"), 0, base64.b64encode)
+    lines = {encoded[at : at + width] for width in BASE64_LINES for at in range(0, len(encoded), width)}
+    return {line for line in lines if len(line) >= SHORTEST_BASE64}
+
+
 class Masker:
     """Replaces every pattern in a stream by ***, wherever the chunks are cut.
 
@@ -87,13 +102,16 @@ class Masker:
     """
 
     def __init__(self, patterns: tuple[bytes, ...]) -> None:
-        self._patterns = patterns
+        # A long secret has many lines of base64, but few texts have anything so long in that alphabet: looked for only there.
+        dense = {each for each in patterns if len(each) in BASE64_LINES and not each.strip(_ALPHABET)}
+        self._dense = sorted(dense)
+        self._patterns = tuple(each for each in patterns if each not in dense)
         self._longest_hold = LONGEST_HOLD + 2 * max(map(len, patterns), default=0)
         self._held = b""
 
     def feed(self, chunk: bytes) -> Masked:
         """The next bytes of the stream."""
-        if not self._patterns:
+        if not self._patterns and not self._dense:
             return Masked(chunk, len(chunk))
         window = self._held + chunk
         spans = self._spans(window)
@@ -110,13 +128,11 @@ class Masker:
         """Where patterns stand, overlapping ones joined, in order."""
         found: list[tuple[int, int]] = []
         for pattern in self._patterns:
-            at = window.find(pattern)
-            while at >= 0:
-                begin, period = at, _period(pattern)
-                while period < len(pattern) and window.startswith(pattern, at + period):  # it overlaps itself
-                    at += period
-                found.append((begin, at + len(pattern)))
-                at = window.find(pattern, at + period)
+            found += _places(window, pattern, 0, len(window))
+        if self._dense:
+            for begin, stop in _base64_runs(window):
+                for pattern in self._dense:
+                    found += _places(window, pattern, begin, stop)
         found.sort()
         joined: list[tuple[int, int]] = []
         for start, stop in found:
@@ -129,11 +145,47 @@ class Masker:
     def _safe_end(self, window: bytes, spans: list[tuple[int, int]]) -> int:
         """The end of what no further byte can change."""
         end = min((_beginning(window, pattern) for pattern in self._patterns), default=len(window))
+        if self._dense:
+            end = min(end, _beginning_of_any(window, self._dense))
         for start, stop in spans:
             if start < end < stop:
                 # What is held back overlaps a match and may make it longer; only a hostile stream does so for long.
                 return start if len(window) - start <= self._longest_hold else stop
         return end
+
+
+def _places(window: bytes, pattern: bytes, begin: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Where the pattern stands between `begin` and `stop`, in order; where it overlaps itself, that is one place."""
+    at = window.find(pattern, begin, stop)
+    while at >= 0:
+        first, period = at, _period(pattern)
+        while period < len(pattern) and window.startswith(pattern, at + period):
+            at += period
+        yield first, at + len(pattern)
+        at = window.find(pattern, at + period, stop)
+
+
+def _base64_runs(window: bytes) -> Iterator[tuple[int, int]]:
+    """Where so many characters of base64 follow one another that a line of it may be among them."""
+    kinds = window.translate(_IS_BASE64)
+    at = kinds.find(_RUN)
+    while at >= 0:
+        stop = kinds.find(b" ", at)
+        stop = len(window) if stop < 0 else stop
+        yield at, stop
+        at = kinds.find(_RUN, stop)
+
+
+def _beginning_of_any(window: bytes, ordered: Sequence[bytes]) -> int:
+    """The same as `_beginning`, of all lines of base64 (in order) together: the smallest."""
+    last = window[1 - max(BASE64_LINES) :]
+    inside = len(last) - len(last.rstrip(_ALPHABET))
+    for at in range(len(window) - inside, len(window)):
+        tail = window[at:]
+        place = bisect.bisect_right(ordered, tail)  # what begins with it, and is longer, comes next
+        if place < len(ordered) and ordered[place].startswith(tail):
+            return at
+    return len(window)
 
 
 def _beginning(window: bytes, pattern: bytes) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import random
+import string
 import time
 import urllib.parse
 
@@ -47,6 +49,36 @@ def test_t62_base64_is_masked_wherever_the_secret_stands_in_it(around: tuple[str
         hidden = masked([secret], form)
         assert MASK in hidden
         assert len(hidden) <= len(form) - 4 * len(secret.encode()) // 3 + 8
+
+
+@pytest.mark.parametrize("width", [64, 76])
+@pytest.mark.parametrize("length", [12, 48, 57, 58, 60, 120, 1000, 4096])
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_t62_base64_in_lines_is_masked(width: int, length: int, end: str) -> None:
+    secret = "".join(random.Random(length).choices(string.printable.strip(), k=length))
+    encoded = base64.b64encode((secret + end).encode()).decode()
+    lines = [encoded[at : at + width] for at in range(0, len(encoded), width)]
+    *hidden, last = masked([secret], "\n".join(lines).encode()).split(b"\n")
+    assert hidden == [MASK] * (len(lines) - 1)
+    # What is too short to be masked for itself, or depends on what follows.
+    assert len(last.removeprefix(MASK)) <= 12
+    for line in lines[:-1]:
+        assert masked([secret], b"x " + line.encode() + b" y") == b"x *** y"
+
+
+@pytest.mark.parametrize("width", [64, 76])
+def test_t55_base64_in_lines_is_masked_wherever_the_stream_is_cut(width: int) -> None:
+    secret = "".join(random.Random(1).choices(string.printable.strip(), k=130))
+    encoded = base64.b64encode(secret.encode())
+    text = b"".join(b"key: " + encoded[at : at + width] + b" word\n" for at in range(0, len(encoded), width))
+    whole = masked([secret], text)
+    assert whole.startswith(b"key: *** word\nkey: *** word\nkey: ")
+    assert masked([secret], *(bytes([byte]) for byte in text)) == whole
+    for cut in range(len(text)):
+        assert masked([secret], text[:cut], text[cut:]) == whole
+        first, second = Masker(patterns_of([secret])), Masker(patterns_of([secret]))
+        begun = first.feed(text[:cut])
+        assert begun.kept + second.feed(text[begun.consumed :]).kept + second.finish().kept == whole
 
 
 @pytest.mark.parametrize("write", [urllib.parse.quote, urllib.parse.quote_plus, lambda text: json.dumps(text)[1:-1]])
@@ -112,6 +144,16 @@ def test_masking_is_quick() -> None:
     for _ in range(8):
         masker.feed(chunk)
     assert time.perf_counter() - begin < 4  # 2 MiB; 0.3 s when nobody else uses the machine
+
+
+def test_t62_a_long_secret_in_base64_does_not_hold_up_a_log() -> None:
+    secret = "".join(random.Random(0).choices(string.ascii_letters, k=65536))
+    masker = Masker(patterns_of([secret]))
+    line = b"2026-01-01T00:00:00Z some ordinary output of a build, with words and numbers 1234567890\n"
+    begin = time.process_time()
+    for _ in range(8):
+        masker.feed(line * (262144 // len(line)))
+    assert time.process_time() - begin < 4  # 2 MiB; 0.05 s, and 3 s if each were looked for everywhere
 
 
 def test_passwords_of_clone_urls_are_found() -> None:
