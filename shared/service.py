@@ -65,7 +65,7 @@ class Host:
     """Without a slash at the end."""
     options: Allowed | None = None
     """What workflows may set in `options` of a job; None where the runtime itself says so when the job starts."""
-    pull: str = "missing"
+    pull: str = "checked"
     """When images that workflows name are pulled (`RuntimeSettings.pull`)."""
     _objects: ObjectStore | None = None
     _runtime: Runtime | None = None

@@ -22,7 +22,7 @@ from shared.runtime.kubernetes_options import OFFER as KUBERNETES_OFFER
 KINDS = ("auto", "process", "docker", "kubernetes")
 """Where jobs can run."""
 DEFAULT_INSTALLATION = "default"
-PULLS = ("missing", "always")
+PULLS = ("missing", "checked", "always")
 """When a node or engine asks the registry for an image that a workflow names."""
 
 
@@ -105,8 +105,9 @@ class RuntimeSettings:
     docker_certificates: str = setting("", "folder with ca.pem, cert.pem and key.pem, if the engine wants TLS")
     default_image: str = setting("", "image of scripts, which name none; empty: a small one from Docker Hub")
     pull: str = setting(
-        "missing",
-        "images that workflows name are pulled where they are missing, or always: who has no access then gets none",
+        "checked",
+        "images that workflows name are pulled where they are missing, or always; checked: always where the registry refuses "
+        "the tenant's account (Kubernetes; as missing elsewhere)",
     )
     wrapper: str = setting(
         "", "the hubflow-wrapper binary for jobs, or a folder with one per processor; empty: as built in this checkout"
@@ -180,7 +181,7 @@ class KubernetesSettings:
     )
     egress_cluster: bool = setting(
         True,
-        "jobs may connect to all pods of the cluster, whatever the networks say: not all plugins count pods to these",
+        "where EGRESS is everywhere, jobs may connect to all pods of the cluster, too: not all plugins count pods to networks",
     )
     shared_class: str = setting("", "StorageClass (ReadWriteMany) of WORKFLOW_CACHE; empty: jobs cannot share a folder")
     shared_size: str = setting("10Gi", "size of such a volume")

@@ -43,7 +43,7 @@ class Components:
     @classmethod
     @asynccontextmanager
     async def open(cls, runtime: str, insecure_registries: str, pull: str) -> AsyncIterator[Components]:
-        """For the runtime of that name, which pulls images when `pull` says ("missing", "always"). Plain processes have no
+        """For the runtime of that name, which pulls images when `pull` says (`shared.settings.PULLS`). Plain processes have no
         images, so nothing is asked there."""
         if runtime == "process":
             yield cls(None, required=False)
@@ -52,12 +52,12 @@ class Components:
 
         async with open_lookup([each.strip() for each in insecure_registries.split(",") if each.strip()]) as lookup:
             required = runtime != "docker"
-            yield cls(lookup, required=required, guarded=required and pull != "always")
+            yield cls(lookup, required=required, guarded=required and pull == "checked")
 
     async def of(self, image: str, auth: Mapping[str, str] | None, *, needed: bool) -> Component:
         """What the image says. `needed`: its command is wanted, so a runtime that cannot look it up itself must know.
 
-        Raises what `Lookup` raises, where the answer is needed, or only we can tell who may have the image.
+        Raises what `Lookup` raises, where the answer is needed.
         """
         if self._lookup is None:
             return Component()
@@ -74,19 +74,17 @@ class Components:
         except HubflowError as error:
             if self._required and (needed or isinstance(error, TemporaryError)):
                 raise
-            if self._guarded and isinstance(error, RefusedError):
-                raise
             _log.info("component not looked up, it runs as it is", image=image, reason=str(error))
-            component, until = Component(), time.monotonic() + RETRY
+            refused = self._guarded and isinstance(error, RefusedError)
+            component, until = Component(refused=refused), time.monotonic() + RETRY
         self._known[key] = (until, component)
         if len(self._known) > KEPT:
             self._known.popitem(last=False)
         return component
 
-    async def check(self, image: str, auth: Mapping[str, str] | None) -> None:
-        """Raises what `Lookup` raises, where only we can tell who may have the image."""
-        if self._guarded:
-            await self.of(image, auth, needed=False)
+    async def refused(self, image: str, auth: Mapping[str, str] | None) -> bool:
+        """Whether the registry does not give this image to this account, as far as anybody asks. Raises TemporaryError."""
+        return self._guarded and (await self.of(image, auth, needed=False)).refused
 
 
 def _digest(auth: Mapping[str, str] | None) -> str:

@@ -102,6 +102,8 @@ class Component:
     command: tuple[str, ...] = ()
     defaults: Mapping[str, str] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
+    refused: bool = False
+    """The registry does not give it to this tenant's account: whoever has it must ask again, with the accounts that it has."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,9 +45,9 @@ NEVER_STARTED = 30.0
 may take."""
 GATHER_SUBMISSIONS = 0.02
 """Seconds for which job.submitted waits for others: nobody acts on it at once, and the end of a short job makes it no news."""
-IN_HAND = 4000
-"""Messages that wait here beyond those that are worked on: many more than HUBFLOW_SCHEDULER_MAX_READY, as nobody takes turns in
-the broker's queue."""
+IN_HAND = 500
+"""Messages that wait here for a turn, beyond those that are worked on: as many as HUBFLOW_SCHEDULER_MAX_READY lets out, so that
+none waits in the broker's queue, where nobody takes turns. (With 4000 they were read more slowly than they came.)"""
 SHORTEST_WAIT = 5.0
 """Seconds that a start waits for its turn at least."""
 TRIES_BEFORE_REMINDER = 3
@@ -245,6 +245,7 @@ async def _composed(event: JobReady, claimed: Claim, stage: Stage, job: Job, con
         script=bool(job.script),
         resources=Resources(job.resources.cpu or 0, job.resources.memory or 0),
         registry_auth=auth,
+        ask_registry=component.refused,
         shared_directory=composed.shared_directory,
         services=services,
         options=composed.options,
@@ -253,12 +254,12 @@ async def _composed(event: JobReady, claimed: Claim, stage: Stage, job: Job, con
 
 
 async def _services(services: Sequence[ServiceSpec], facts: Facts, context: Context) -> tuple[ServiceSpec, ...]:
-    """With the accounts that pull them. Raises PermanentError (ImagePull) for an image that the tenant may not have."""
+    """With the accounts that pull them."""
     found = []
     for service in services:
         auth = _registry_auth(service.image, facts)
-        await context.components.check(service.image, auth)
-        found.append(dataclasses.replace(service, registry_auth=auth))
+        refused = await context.components.refused(service.image, auth)
+        found.append(dataclasses.replace(service, registry_auth=auth, ask_registry=refused))
     return tuple(found)
 
 

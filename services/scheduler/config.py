@@ -17,9 +17,9 @@ class SchedulerSettings:
         0, "most jobs active at a time in the whole installation, shared fairly by tenants; 0: no limit"
     )
     max_ready: int = setting(
-        500,
-        "most jobs that wait for an executor at a time, so that tenants take turns; the others wait for theirs;"
-        " 0: no limit, first come first served. More than all HUBFLOW_EXECUTOR_CONCURRENCY together",
+        1000,
+        "most jobs that wait for executors at a time, so that tenants take turns; the others wait for theirs. One that has "
+        "waited for ten seconds is not counted. 0: no limit, first come first served",
     )
     sweep_seconds: float = setting(2.0, "how often to look for what waits for quota although nothing has told us to")
     timer_seconds: float = setting(0.25, "how late a time limit may be noticed")

@@ -29,8 +29,6 @@ from shared.workflow.plan import ConcurrencyPlan
 CONSUMER = "scheduler"
 BROKEN_FOR = timedelta(minutes=5)
 """After which a run that could not be worked on is tried again."""
-NEWCOMERS = 6
-"""Times the window, up to which tenants without any job may have one in: executors hold so many in hand."""
 TURN_SECONDS = 0.1
 """How often those are looked at who wait for their turn to be started."""
 BATCH = 64
@@ -59,7 +57,7 @@ class Context:
     window: Window = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "window", Window(self.settings.max_ready))
+        object.__setattr__(self, "window", Window(self.settings.max_ready, self.clock))
 
 
 @dataclass(slots=True)
@@ -473,8 +471,9 @@ def _admit_jobs(
                 if held is not None:
                     work.full.jobs.add(run.tenant)
             if room is not None and names:
-                if (taken := room.take(run.tenant, len(names))) < len(names):
-                    names, held = names[:taken], Held(Reason.CAPACITY, room.why)
+                if room.places < len(names):
+                    names, held = names[: room.places], Held(Reason.CAPACITY, room.why)
+                room.places -= len(names)
                 served |= {run.tenant} if names else set()
             if names:
                 moved = True
@@ -491,16 +490,6 @@ class _Room:
 
     places: int
     why: str
-    newcomers: set[str] = field(default_factory=set)
-    """Tenants without any active job: each has room for one, whatever else there is."""
-
-    def take(self, tenant: str, wanted: int) -> int:
-        """How many of so many jobs of a tenant may begin."""
-        taken = min(wanted, max(self.places, 1 if tenant in self.newcomers else 0))
-        self.places = max(0, self.places - taken)
-        if taken:
-            self.newcomers.discard(tenant)
-        return taken
 
 
 async def _room(tx: Transaction, context: Context, work: _Work, *, ours_first: bool) -> _Room | None:
@@ -518,9 +507,6 @@ async def _room(tx: Transaction, context: Context, work: _Work, *, ours_first: b
             free = 0
         if room is None or free < room.places:
             room = _Room(free, f"{limit} jobs are about to start; this one waits for its turn")
-            if not free and not context.settings.max_jobs and context.window.ready < NEWCOMERS * limit:
-                # Executors let tenants take turns, so that one job of a tenant keeps no other waiting.
-                room.newcomers = await store.idle(tx.connection, {run.tenant for run in work.now.values()})
     return room
 
 

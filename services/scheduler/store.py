@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -206,22 +206,13 @@ async def active_jobs(connection: Any) -> int:
     return count
 
 
-async def idle(connection: Any, tenants: Collection[str]) -> set[str]:
-    """Those of the tenants that have no active job."""
-    rows = await connection.fetch(
-        "SELECT t.name FROM unnest($1::text[]) AS t (name) WHERE NOT EXISTS "
-        "(SELECT 1 FROM jobs WHERE tenant = t.name AND state IN ('ready', 'submitted', 'running'))",
-        list(tenants),
-    )
-    return {row["name"] for row in rows}
-
-
-async def jobs_about_to_start(connection: Any) -> tuple[int, bool]:
-    """How many jobs wait for an executor, and whether any waits for a place among these."""
+async def jobs_about_to_start(connection: Any, since: datetime) -> tuple[int, bool]:
+    """How many jobs wait for an executor and have become ready after `since`, and whether any waits for a place among these."""
     row = await connection.fetchrow(
-        "SELECT (SELECT count(*) FROM jobs WHERE state = 'ready') AS ready, EXISTS "
+        "SELECT (SELECT count(*) FROM jobs WHERE state = 'ready' AND ready_at > $2) AS ready, EXISTS "
         "(SELECT 1 FROM jobs WHERE eligible_at IS NOT NULL AND state = 'waiting' AND reason = $1) AS waiting",
         Reason.CAPACITY,
+        since,
     )
     return row["ready"], row["waiting"]
 

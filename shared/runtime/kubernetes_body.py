@@ -73,7 +73,7 @@ class PodDefaults:
     default_image: str
     wrapper_image: str
     pull: str = "missing"
-    """Images that workflows name: "missing" ones are pulled, or "always"."""
+    """The registry is asked about images that workflows name "always", or about those that a node has not (other values)."""
     image_volume: bool = False
     """The wrapper's image is mounted instead of copied by an init container; the cluster must know image volumes."""
     service_account: str = "hubflow-jobs"
@@ -208,7 +208,7 @@ def _job(spec: ContainerSpec, defaults: PodDefaults, *, shared: bool) -> dict[st
     return {
         "name": JOB,
         "image": spec.image or defaults.default_image,
-        "imagePullPolicy": _pull_policy(spec.image, defaults),
+        "imagePullPolicy": _pull_policy(spec, defaults),
         "command": [PROGRAM, "run", f"{DOCUMENT}/{_DOCUMENT_KEY}"],
         "resources": _resources(spec, defaults),
         "securityContext": security,
@@ -228,7 +228,7 @@ def _service(service: ServiceSpec, defaults: PodDefaults, secret_name: str) -> d
     content: dict[str, Any] = {
         "name": f"{SERVICE}{service.name}",
         "image": service.image,
-        "imagePullPolicy": _pull_policy(service.image, defaults),
+        "imagePullPolicy": _pull_policy(service, defaults),
         "restartPolicy": "Always",
         "env": environment,
         "resources": {"requests": amounts, "limits": amounts},
@@ -244,9 +244,9 @@ def _service(service: ServiceSpec, defaults: PodDefaults, secret_name: str) -> d
     return content
 
 
-def _pull_policy(image: str, defaults: PodDefaults) -> str:
+def _pull_policy(spec: ContainerSpec | ServiceSpec, defaults: PodDefaults) -> str:
     """Whether the node asks the registry about an image that it has. The operator's own (no name) is everybody's."""
-    return "Always" if image and defaults.pull == "always" else "IfNotPresent"
+    return "Always" if spec.image and (defaults.pull == "always" or spec.ask_registry) else "IfNotPresent"
 
 
 def _service_key(service: ServiceSpec, variable: str) -> str:

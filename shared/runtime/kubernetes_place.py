@@ -25,6 +25,7 @@ AGAIN = 300.0
 COUNTED_WITHIN = 10.0
 """Seconds that the cluster has for the first count of a quota."""
 _MANAGER = "hubflow"
+_EVERYWHERE = {"0.0.0.0/0", "::/0"}
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -68,8 +69,9 @@ class Tenancy:
 def network_policy(tenancy: Tenancy) -> dict[str, Any]:
     """`spec` of the NetworkPolicy of jobs, the same as in k8s/base/jobs/network.yaml."""
     peers = ip_blocks(tenancy.egress, tenancy.egress_except)
-    if tenancy.egress_cluster:
-        # To some network plugins (Cilium, and with it Dataplane V2 of GKE) the address of a pod is in no ipBlock.
+    if tenancy.egress_cluster and _EVERYWHERE & set(tenancy.egress):
+        # To some network plugins (Cilium, and with it Dataplane V2 of GKE) the address of a pod is in no ipBlock. Who has
+        # narrowed `egress` is not given more than that.
         peers.append({"namespaceSelector": {}})
     names = {"ports": [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]}
     egress: list[dict[str, Any]] = [names]

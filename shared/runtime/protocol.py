@@ -66,6 +66,8 @@ class ServiceSpec:
     ready_seconds: float = 60.0
     resources: Resources = field(default_factory=Resources)
     registry_auth: Mapping[str, str] | None = None
+    ask_registry: bool = False
+    """See ContainerSpec."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ class ContainerSpec:
     resources: Resources = field(default_factory=Resources)
     registry_auth: Mapping[str, str] | None = None
     """{"username": ..., "password": ...} for pulling, or None."""
+    ask_registry: bool = False
+    """The image is not for everybody: a node that has it asks the registry all the same, with the accounts that it has."""
     shared_directory: str = ""
     """A name; containers with the same name share one directory at /workflow-cache and /workflow_cache. "" for none."""
     services: tuple[ServiceSpec, ...] = ()

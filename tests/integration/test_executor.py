@@ -124,45 +124,49 @@ async def private(tmp_path: Path) -> AsyncIterator[tuple[str, dict[str, str]]]:
 
 
 @pytest.mark.parametrize("absent", [False, True])
-async def test_nobody_runs_an_image_that_its_registry_refuses_them(
+async def test_who_is_refused_an_image_has_it_asked_for_again(
     private: tuple[str, dict[str, str]], *, absent: bool
 ) -> None:
     image, auth = private
     wrong: list[dict[str, str] | None] = [None, auth | {"password": "no"}]
-    async with Components.open("kubernetes", "", "missing") as components:
+    asked = image.replace("tool", "absent") if absent else image
+    async with Components.open("kubernetes", "", "checked") as components:
         assert (await components.of(image, auth, needed=False)).command == ("/bin/echo", "from the image")
         for other in [auth] if absent else wrong:
+            assert (await components.of(asked, other, needed=False)) == Component(refused=True)
+            assert await components.refused(asked, other)
             with pytest.raises(PermanentError, match="not known" if absent else "refused") as refused:
-                await components.of(image.replace("tool", "absent") if absent else image, other, needed=False)
+                await Components(components._lookup, required=True).of(asked, other, needed=True)
             assert refused.value.reason == "ImagePull"
-    # Where the node asks the registry itself, and on an engine, which has images that no registry knows.
-    for runtime, pull in (("kubernetes", "always"), ("docker", "missing")):
+        assert not await components.refused(image, auth)
+    # Where the node asks the registry itself, or nobody does, and on an engine, which has images that no registry knows.
+    for runtime, pull in (("kubernetes", "always"), ("kubernetes", "missing"), ("docker", "checked")):
         async with Components.open(runtime, "", pull) as components:
             for other in wrong:
                 assert await components.of(image, other, needed=False) == Component()
 
 
-@pytest.mark.parametrize(
-    ("written", "then"), [("component: IMAGE", ""), ("services: [{name: db, image: IMAGE}]", "Unsupported")]
-)
-async def test_a_job_whose_tenant_may_not_have_an_image_fails_and_says_so(
-    house: House, private: tuple[str, dict[str, str]], written: str, then: str
-) -> None:
+async def test_a_node_is_told_whose_image_it_must_ask_for(house: House, private: tuple[str, dict[str, str]]) -> None:
     image, auth = private
-    source = "name: w\nstages: [{name: s, jobs: {j: {script: 'true', " + written.replace("IMAGE", image) + "}}}]\n"
-    async with Components.open("kubernetes", "", "missing") as components:
-        executor = dataclasses.replace(executor_of(house), components=components)
+    source = f"""
+name: w
+stages: [{{name: s, jobs: {{j: {{script: 'true', component: {image}, services: [{{name: db, image: {image}}}]}}}}}}]
+"""
+    specs: list[ContainerSpec] = []
+
+    class Noting:
+        name = "kubernetes"
+
+        async def start(self, spec: ContainerSpec) -> None:
+            specs.append(spec)
+
+    async with Components.open("kubernetes", "", "checked") as components:
+        executor = dataclasses.replace(executor_of(house, Noting()), components=components)
         ready = await house.ready(await house.run(source), "j")
         await on_job_ready(ready, executor)
-        assert (await house.finished(ready))["reason"] == "ImagePull"
-        (event,) = await house.told(ready.run, JobFinished)
-        assert image in event.message
         await house.tenant(DOCKER_AUTH_CONFIG=json.dumps({"auths": {image.partition("/")[0]: auth}}))
-        ready = await house.ready(ready.run, "j", 2)
-        async with watching(house):
-            await on_job_ready(ready, executor)
-            # Processes have no images, and know no services.
-            assert (await house.finished(ready))["reason"] == then
+        await on_job_ready(await house.ready(ready.run, "j", 2), executor)
+    assert [(each.ask_registry, each.services[0].ask_registry) for each in specs] == [(True, True), (False, False)]
 
 
 async def test_only_who_starts_for_the_second_time_says_so(house: House) -> None:

@@ -78,11 +78,21 @@ def test_t14_services_are_native_sidecars_after_the_wrapper_and_tell_no_secrets(
     assert made["spec"]["hostAliases"] == [{"ip": "127.0.0.1", "hostnames": ["db", "other"]}]
 
 
-@pytest.mark.parametrize(("pull", "policy"), [("missing", "IfNotPresent"), ("always", "Always")])
-def test_nodes_ask_the_registry_for_what_workflows_name_only(pull: str, policy: str) -> None:
+@pytest.mark.parametrize(
+    ("pull", "ask", "policy"),
+    [
+        ("missing", False, "IfNotPresent"),
+        ("checked", False, "IfNotPresent"),
+        ("checked", True, "Always"),
+        ("always", False, "Always"),
+    ],
+)
+def test_nodes_ask_the_registry_for_what_workflows_name_only(pull: str, ask: bool, policy: str) -> None:
     defaults = body.PodDefaults("here", "job:1", "wrapper:1", pull=pull)
+    service = dataclasses.replace(DB, ask_registry=ask)
     for image, of_job in (("hub.test/private:1", policy), ("", "IfNotPresent")):
-        made = body.pod(ContainerSpec("hf-a-1-0", image, {}, {}, services=(DB,)), defaults, "secret-name")["spec"]
+        spec = ContainerSpec("hf-a-1-0", image, {}, {}, services=(service,), ask_registry=ask)
+        made = body.pod(spec, defaults, "secret-name")["spec"]
         found = [each["imagePullPolicy"] for each in (*made["initContainers"], *made["containers"])]
         assert found == ["IfNotPresent", policy, of_job]
 
@@ -152,9 +162,9 @@ def test_t89_settings_that_allow_what_does_not_exist_are_refused() -> None:
 def test_a_namespace_for_each_tenant_needs_an_installation_with_a_name() -> None:
     divided = KubernetesSettings(wrapper_image="wrapper", namespace_per_tenant=True)
     with pytest.raises(ConfigurationError, match="HUBFLOW_RUNTIME_INSTALLATION that no other"):
-        open_kubernetes(divided, RuntimeSettings().installation, "")
-    open_kubernetes(divided, "staging", "")
-    open_kubernetes(KubernetesSettings(wrapper_image="wrapper"), RuntimeSettings().installation, "")
+        open_kubernetes(divided, RuntimeSettings().installation, "", "checked")
+    open_kubernetes(divided, "staging", "", "checked")
+    open_kubernetes(KubernetesSettings(wrapper_image="wrapper"), RuntimeSettings().installation, "", "checked")
 
 
 def test_services_that_need_pods_start_only_with_what_these_need() -> None:
@@ -206,14 +216,25 @@ def test_jobs_do_not_reach_where_clouds_hand_out_credentials(address: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("setting", "peers"), [("true", [{"namespaceSelector": {}}]), ("false", [])], ids=["cluster", "not-the-cluster"]
+    ("egress", "setting", "peers"),
+    [
+        ("0.0.0.0/0", "true", [{"namespaceSelector": {}}]),
+        ("0.0.0.0/0", "false", []),
+        ("10.0.0.0/8", "true", []),  # who has narrowed it is not given the cluster besides
+    ],
 )
-def test_pods_of_the_cluster_are_reached_where_networks_do_not_mean_them(setting: str, peers: list[Any]) -> None:
-    environment = {"HUBFLOW_KUBERNETES_EGRESS": "10.0.0.0/8", "HUBFLOW_KUBERNETES_EGRESS_CLUSTER": setting}
+def test_pods_of_the_cluster_are_reached_where_networks_do_not_mean_them(
+    egress: str, setting: str, peers: list[Any]
+) -> None:
+    environment = {
+        "HUBFLOW_KUBERNETES_EGRESS": egress,
+        "HUBFLOW_KUBERNETES_EGRESS_EXCEPT": "",
+        "HUBFLOW_KUBERNETES_EGRESS_CLUSTER": setting,
+    }
     [settings] = load(environment, KubernetesSettings)
     [names, rule] = network_policy(config_of(settings, "test", "").tenancy)["egress"]
     assert names["ports"][0]["port"] == 53
-    assert rule["to"] == [{"ipBlock": {"cidr": "10.0.0.0/8"}}, *peers]
+    assert rule["to"] == [{"ipBlock": {"cidr": egress}}, *peers]
 
 
 def test_t89_a_toleration_of_everything_is_not_one_of_a_key() -> None:
