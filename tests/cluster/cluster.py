@@ -63,9 +63,8 @@ class Cluster:
         for name in ("kube-controller-manager", "kube-scheduler", "containerd"):
             await self.start(name)
         await self.load(write_archive(self.folder / "pause.tar", [PAUSE]))
-        for name in self._commands:
-            if self._find(name) is None:
-                await self.start(name)
+        for name in ("kubelet", "kube-proxy", "coredns", "kwok"):
+            await self.start(name)
         await self._await("the node", lambda: '"True"' in self._node_ready())
         (self.folder / READY).touch()
 
@@ -87,10 +86,7 @@ class Cluster:
     async def start(self, name: str) -> None:
         """Start one program and wait until it answers, where it does."""
         log = self.folder / "logs" / f"{name}.log"
-        # containerd looks for the shims of its runtimes on its path.
-        path = os.pathsep.join([*map(str, programs.extras().values()), os.environ.get("PATH", "")])
-        environment = {**os.environ, "PATH": path}
-        server = Server.start(Launch(self._commands[name], log, environment=environment, directory=self.folder))
+        server = Server.start(Launch(self._commands[name], log, directory=self.folder))
         (self.folder / "pids").mkdir(exist_ok=True)
         server.write(self._record(name))
         ready: dict[str, Callable[[], bool]] = {
@@ -162,8 +158,6 @@ class Cluster:
 
     def _clean_up(self) -> None:
         subprocess.run([self._commands["kube-proxy"][0], "--cleanup"], capture_output=True, check=False)
-        if "kube-router" in self._commands:
-            subprocess.run([self._commands["kube-router"][0], "--cleanup-config"], capture_output=True, check=False)
         mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         for point in sorted((each for each in mounted if each.startswith(f"{self.folder}/")), reverse=True):
             subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)
@@ -196,7 +190,6 @@ def unavailable() -> str:
 def not_built() -> str:
     """Why there are no programs ("" if there are): for the reason of a skip."""
     wanted = [*(programs.folder() / name for name in ("kubernetes", "kwok", "coredns")), programs.containerd()]
-    wanted += programs.extras().values()
     if all(each.exists() for each in wanted):
         return ""
     return "not built yet: `make cluster` does it from Go modules, in 10 minutes"

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 KUBERNETES = "1.34.4"
@@ -24,11 +24,6 @@ NAMES = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", 
 """What the one binary is called as."""
 CONTAINERD = os.environ.get("HUBFLOW_CLUSTER_CONTAINERD", "")
 """Version of containerd, 2.1 or later, for a cluster with image volumes; "": Debian's, which has none."""
-WITH = frozenset(filter(None, os.environ.get("HUBFLOW_CLUSTER_WITH", "").split(",")))
-"""Names out of EXTRAS: what a cluster may have besides."""
-KUBE_ROUTER = "2.1.0"
-GVISOR = "0.0.0-20260701204157-69c2d17aea96"
-"""Its branch `go`, as modules have it."""
 _ROOT = Path(__file__).resolve().parents[2]
 _SOURCE = Path(__file__).with_name("kubernetes.go")
 
@@ -43,14 +38,6 @@ def folder() -> Path:
 def containerd() -> Path:
     """The container runtime, built or Debian's."""
     return folder() / f"containerd-{CONTAINERD}" / "containerd" if CONTAINERD else Path("/usr/bin/containerd")
-
-
-def extras() -> dict[str, Path]:
-    """What this cluster is to have besides -> the folder of its programs. Raises ValueError for an unknown name."""
-    known = {"policies": f"kube-router-{KUBE_ROUTER}", "gvisor": f"gvisor-{GVISOR}"}
-    if unknown := WITH - known.keys():
-        raise ValueError(f"HUBFLOW_CLUSTER_WITH: {', '.join(sorted(unknown))} is none of {', '.join(known)}")
-    return {name: folder() / known[name] for name in known if name in WITH}
 
 
 def build() -> Path:
@@ -69,11 +56,6 @@ def build() -> Path:
             _say(f"building containerd {CONTAINERD} (minutes)")
             with tempfile.TemporaryDirectory(dir=target) as work:
                 _containerd(Path(work)).rename(containerd().parent)
-        for name, place in extras().items():
-            if not place.exists():
-                _say(f"building {place.name} (minutes)")
-                with tempfile.TemporaryDirectory(dir=target) as work:
-                    _EXTRAS[name](Path(work)).rename(place)
         for name in NAMES:
             if not (target / name).exists():
                 (target / name).symlink_to("kubernetes")
@@ -108,30 +90,25 @@ def _coredns(work: Path) -> Path:
 
 def _containerd(work: Path) -> Path:
     """A folder, as containerd looks for its shim beside itself."""
-    commands = ("cmd/containerd", "cmd/containerd-shim-runc-v2", "cmd/ctr")
-    tags = "no_btrfs no_devmapper no_zfs"
-    return _of_module(work, "github.com/containerd/containerd/v2", CONTAINERD, commands, tags)
-
-
-def _kube_router(work: Path) -> Path:
-    return _of_module(work, "github.com/cloudnativelabs/kube-router/v2", KUBE_ROUTER, ["cmd/kube-router"])
-
-
-def _gvisor(work: Path) -> Path:
-    built = _of_module(work, "gvisor.dev/gvisor", GVISOR, ["runsc", "shim"])
-    (built / "shim").rename(built / "containerd-shim-runsc-v1")
-    return built
-
-
-def _of_module(work: Path, module: str, version: str, commands: Sequence[str], tags: str = "") -> Path:
-    """The folder with these commands of one module."""
-    (work / "go.mod").write_text(f"module node\n\ngo 1.24\n\nrequire {module} v{version}\n")
-    packages = [f"{module}/{each}" for each in commands]
-    imports = "".join(f'import _ "{each}"\n' for each in packages)
-    (work / "tools.go").write_text(f"//go:build tools\n\npackage node\n\n{imports}")
+    module = "github.com/containerd/containerd/v2"
+    (work / "go.mod").write_text(f"module node\n\ngo 1.24\n\nrequire {module} v{CONTAINERD}\n")
+    commands = [f"{module}/cmd/{name}" for name in ("containerd", "containerd-shim-runc-v2", "ctr")]
+    tools = "".join(f'import _ "{each}"\n' for each in commands)
+    (work / "tools.go").write_text(f"//go:build tools\n\npackage node\n\n{tools}")
     _go(work, "mod", "tidy")
     (work / "bin").mkdir()
-    _go(work, "build", "-trimpath", "-tags", tags, "-ldflags", "-s -w", "-o", "bin/", *packages)
+    _go(
+        work,
+        "build",
+        "-trimpath",
+        "-tags",
+        "no_btrfs no_devmapper no_zfs",
+        "-ldflags",
+        "-s -w",
+        "-o",
+        "bin/",
+        *commands,
+    )
     return work / "bin"
 
 
@@ -154,9 +131,6 @@ def _go(work: Path, *arguments: str, more: Mapping[str, str] | None = None) -> s
             raise
     (work / "log").unlink()
     return done.stdout
-
-
-_EXTRAS: dict[str, Callable[[Path], Path]] = {"policies": _kube_router, "gvisor": _gvisor}
 
 
 def _say(text: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.cluster import NODE, NODE_ADDRESS, REFUSING_REGISTRY, REGISTRY
 from tests.cluster.certificates import SERVICE_ADDRESS
-from tests.cluster.programs import CONTAINERD, containerd, extras
+from tests.cluster.programs import CONTAINERD, containerd
 
 PAUSE_IMAGE = "hubflow.test/pause:1"
 POD_BRIDGE = "hubkube0"
@@ -31,17 +31,6 @@ def commands(folder: Path, programs: Path) -> dict[str, list[str]]:
     def program(name: str, *arguments: str) -> list[str]:
         return [str(programs / name), *arguments]
 
-    more = {}
-    if "policies" in extras():
-        more["kube-router"] = [
-            str(extras()["policies"] / "kube-router"),
-            config("admin"),
-            "--run-firewall=true",
-            "--run-router=false",
-            "--run-service-proxy=false",
-            f"--hostname-override={NODE}",
-            f"--service-cluster-ip-range={_SERVICES}",
-        ]
     return {
         "etcd": program(
             "etcd",
@@ -120,7 +109,6 @@ def commands(folder: Path, programs: Path) -> dict[str, list[str]]:
             f"--node-port={_KWOK_PORT}",
             f"--server-address={NODE_ADDRESS}:{_KWOK_PORT}",
         ),
-        **more,
     }
 
 
@@ -197,11 +185,6 @@ def _network() -> dict[str, object]:
 
 def _containerd(folder: Path) -> str:
     # Network namespaces below the state, so that the cluster's end finds exactly its own.
-    gvisor = """
-  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runsc]
-    runtime_type = "io.containerd.runsc.v1"
-"""
-    more = gvisor if "gvisor" in extras() else ""
     return f"""version = 2
 root = "{folder}/containerd/root"
 state = "{folder}/containerd/state"
@@ -219,7 +202,7 @@ state = "{folder}/containerd/state"
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "{folder}/cni"
-{more}"""
+"""
 
 
 def _dns(folder: Path) -> str:
