@@ -14,7 +14,7 @@ from services.scheduler import core, saving, store
 from services.scheduler.admission import Full, Held, Quota, Request, Usage, admit_jobs, admit_run
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.model import Decision, Run
-from services.scheduler.window import Window, newly_ready
+from services.scheduler.window import Window, starts
 from shared.batching import Batcher
 from shared.bus.protocol import Message
 from shared.clock import Clock
@@ -129,7 +129,7 @@ async def _on_free_runs(events: Sequence[Event], context: Context) -> list[Event
     for id in free:
         _go_on(work, id, now)
     changed = work.changed()
-    if window.limit and sum(newly_ready(loaded.run, run) for loaded, run in changed) > room:
+    if window.limit and starts(work.events) > room:
         return list(events)
     moved: Mapping[uuid.UUID, str] = {}
     if changed:
@@ -138,8 +138,7 @@ async def _on_free_runs(events: Sequence[Event], context: Context) -> list[Event
             context.database, changed, [(each.run, each.id) for each in heard if each.run in ours], work.events
         )
         context.remembered.keep(changed, moved)
-        for loaded, run in changed:
-            window.let_in(loaded.run, run)
+        window.let_in(work.events)
     quiet = free.keys() - {run.id for _, run in changed}
     left = [event for event in events if event.run in known and event.run not in moved and event.run not in quiet]
     # What means nothing to a run as we remember it may mean something to what another process has made of it since.
@@ -351,10 +350,8 @@ async def _write(tx: Transaction, work: _Work) -> None:
 
 
 def _after_commit(context: Context, work: _Work) -> None:
-    changed = work.changed()
-    context.remembered.keep(changed, work.revisions)
-    for loaded, run in changed:
-        context.window.let_in(loaded.run, run)
+    context.remembered.keep(work.changed(), work.revisions)
+    context.window.let_in(work.events)
     _notice_release(context, work)
 
 

@@ -8,16 +8,16 @@ counted after a while: many of them would keep out those that can start at once.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
 from services.scheduler import store
 from shared.clock import Clock
-from shared.states import JobState
+from shared.events import Event, JobReady
 
-COUNTED_FOR = 0.5
-"""Seconds for which a count is good; what this process lets in meanwhile is added to it."""
-COUNTED_WHEN_FULL = 0.05
+COUNTED_FOR = 0.05
+"""Seconds for which a count is good that leaves no room."""
 SLOW = timedelta(seconds=10)
 """After which a job that has not started is not counted any more."""
 STEP = 8
@@ -27,7 +27,8 @@ STEP = 8
 class Window:
     """Room for `limit` jobs in state ready; 0: for any number.
 
-    What other schedulers let in is seen when it counts anew, so that all together may let in a few more.
+    It is counted whenever those who wait are looked at, every few seconds at least, and what this process lets in meanwhile is
+    added: no step of a run asks for it while there is room. So several schedulers together may let in a few more.
     """
 
     def __init__(self, limit: int, clock: Clock) -> None:
@@ -40,8 +41,8 @@ class Window:
 
     async def room(self, connection: Any, *, exact: bool = False) -> int:
         """Places that are free, whoever may have them."""
-        age = time.monotonic() - self._counted_at
-        if exact or age > COUNTED_FOR or (age > COUNTED_WHEN_FULL and (self.closed or self._ready >= self.limit)):
+        full = self.closed or self._ready >= self.limit
+        if exact or (full and time.monotonic() - self._counted_at > COUNTED_FOR):
             self._ready, self.closed = await store.jobs_about_to_start(connection, self._clock.now() - SLOW)
             self._counted_at = time.monotonic()
         return max(0, self.limit - self._ready)
@@ -50,17 +51,11 @@ class Window:
         """Whether those who wait should be looked at while so much room is free."""
         return room >= (max(1, self.limit // STEP) if self.closed else 1)
 
-    def let_in(self, before: Any, after: Any) -> None:
-        """A run has become another one."""
-        self._ready += newly_ready(before, after)
+    def let_in(self, events: Iterable[Event]) -> None:
+        """These have been told."""
+        self._ready += starts(events)
 
 
-def newly_ready(before: Any, after: Any) -> int:
-    """How many jobs of a run have become ready."""
-    return sum(
-        job.state is JobState.READY
-        and (
-            name not in before.jobs or (job.state, job.attempt) != (before.jobs[name].state, before.jobs[name].attempt)
-        )
-        for name, job in after.jobs.items()
-    )
+def starts(events: Iterable[Event]) -> int:
+    """How many jobs become ready by these events. (A reminder counts, too, until the next count.)"""
+    return sum(isinstance(event, JobReady) for event in events)
