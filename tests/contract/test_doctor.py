@@ -77,4 +77,7 @@ async def test_a_pod_that_looks_is_heard_beside_what_the_cluster_puts_into_it(ku
         "metadata": {"name": f"looks-{os.urandom(4).hex()}"},
         "spec": {"containers": [mesh, look], "restartPolicy": "Never"},
     }
+    async with asyncio.timeout(30):  # of a cluster that has just begun
+        while not (await api.call("GET", "/api/v1/namespaces/default/serviceaccounts"))["items"]:
+            await asyncio.sleep(0.1)
     assert await probe.facts_of(api, "default", pod) == {"names": {}}
