@@ -15,7 +15,7 @@ from shared.errors import UnavailableError
 
 
 class Turns:
-    """`places` starts at a time. For one event loop."""
+    """`places` starts at a time. For one event loop. Remembers each tenant that was served: a name and a number."""
 
     def __init__(self, places: int) -> None:
         self._places = places
@@ -39,8 +39,7 @@ class Turns:
         try:
             yield
         finally:
-            self._holding[tenant] -= 1
-            self._free += 1
+            self._give_back(tenant)
             self._call()
 
     def close(self) -> None:
@@ -57,20 +56,20 @@ class Turns:
         try:
             async with asyncio.timeout(patience):
                 await future
-        except BaseException as error:
+        except TimeoutError as error:
             self._leave(tenant, future)
-            if isinstance(error, TimeoutError):
-                raise UnavailableError(
-                    f"all {self._places} places for starting containers have been taken for {patience:.0f} s "
-                    "(HUBFLOW_EXECUTOR_CONCURRENCY)"
-                ) from error
+            raise UnavailableError(
+                f"all {self._places} places for starting containers have been taken for {patience:.0f} s "
+                "(HUBFLOW_EXECUTOR_CONCURRENCY)"
+            ) from error
+        except (asyncio.CancelledError, UnavailableError):
+            self._leave(tenant, future)
             raise
 
     def _leave(self, tenant: str, future: asyncio.Future[None]) -> None:
         """Who has been called at the very moment when it gave up passes the place on."""
         if future.done() and not future.cancelled() and future.exception() is None:
-            self._holding[tenant] -= 1
-            self._free += 1
+            self._give_back(tenant)
         elif future in (waiting := self._waiting.get(tenant, deque())):
             waiting.remove(future)
             if not waiting:
@@ -82,6 +81,12 @@ class Turns:
         self._free -= 1
         self._holding[tenant] += 1
         self._served[tenant] = self._turn
+
+    def _give_back(self, tenant: str) -> None:
+        self._free += 1
+        self._holding[tenant] -= 1
+        if not self._holding[tenant]:
+            del self._holding[tenant]
 
     def _call(self) -> None:
         """Give what is free to those who wait: to tenants that hold least, and of these to the one served longest ago."""

@@ -290,9 +290,10 @@ async def _admit_page(context: Context, tenants: set[str] | None, full: Full) ->
         if context.window.limit and not context.window.worth_a_look(await context.window.room(connection, exact=True)):
             return False
         now = context.clock.now()
-        broken = [id for id, until in context.broken.items() if until > now]
+        for id in [id for id, until in context.broken.items() if until <= now]:
+            del context.broken[id]
         ids = await store.runs_waiting(
-            connection, None if tenants is None else sorted(tenants), full, PASS_LIMIT, broken
+            connection, None if tenants is None else sorted(tenants), full, PASS_LIMIT, list(context.broken)
         )
     if not ids:
         return False
@@ -382,6 +383,10 @@ async def _admit(tx: Transaction, context: Context, work: _Work, *, ours_first: 
     served = _admit_jobs(context, work, quotas, used, room)
     if served and "" in limited:
         await store.note_served(tx.connection, served)
+    if room is not None and room.short and not context.window.closed:
+        # Known now and not only at the next count: those who wait are looked at soon.
+        context.window.closed = True
+        context.release.set()
 
 
 async def _run_held(tx: Transaction, work: _Work, run: Run, quota: Quota, used: Usage | None) -> Held | None:
@@ -467,13 +472,13 @@ def _admit_jobs(
                 names, held, used[run.tenant] = admit_jobs(wanted, quotas[run.tenant], used[run.tenant])
                 if held is not None:
                     work.full.jobs.add(run.tenant)
-            if room is not None and names:
-                if room.places < len(names):
-                    names, held = names[: room.places], Held(Reason.CAPACITY, room.why)
-                room.places -= len(names)
-                served |= {run.tenant} if names else set()
+            if room is not None and room.places < len(names):
+                names, held, room.short = names[: room.places], Held(Reason.CAPACITY, room.why), True
             if names:
                 moved = True
+                if room is not None:
+                    room.places -= len(names)
+                    served.add(run.tenant)
                 work.take(core.admit_jobs(run, names, context.clock.now(), work.evaluate[id]))
             run = work.now[id]
             if held and (rest := [name for name in run.eligible if run.jobs[name].message != held.message]):
@@ -487,6 +492,8 @@ class _Room:
 
     places: int
     why: str
+    short: bool = False
+    """Somebody had to be left waiting."""
 
 
 async def _room(tx: Transaction, context: Context, work: _Work, *, ours_first: bool) -> _Room | None:

@@ -241,7 +241,7 @@ async def test_t25_kill_9_of_a_service_in_the_middle_of_runs(system: System, vic
 
 async def test_everything_is_given_back(system: System) -> None:
     run = await system.start_run(await system.apply(EVERYTHING))
-    await system.wait(run)
+    assert (await system.wait(run))["finished_at"]
     async with open_database(system.environment["HUBFLOW_DATABASE_URL"]) as opened, asyncio.timeout(90):
         while await unsettled(opened) or await containers(system):
             await asyncio.sleep(0.2)

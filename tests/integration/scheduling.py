@@ -52,6 +52,12 @@ class Scheduling:
             quota,
         )
 
+    async def tenants(self, *names: str, source: str) -> None:
+        """Tenants without quotas, each with this workflow."""
+        for name in names:
+            await self.tenant(name)
+            await self.workflow(source, name)
+
     async def workflow(self, source: str, tenant: str = "acme") -> str:
         model = parse_workflow(source, "test.yaml").model
         async with self.database.transaction() as tx:

@@ -550,6 +550,7 @@ async def test_t60_a_follower_of_events_that_takes_nothing_is_let_go(
     async with unread(acme, f"/api/v1/runs/{run}/events?follow=true", websocket=False):
         await until(lambda: readers() == 1)
         await until(lambda: readers() == 0)
+        assert (await acme.get(f"/api/v1/runs/{run}"))["id"] == str(run), "others are served meanwhile"
 
 
 async def test_a_job_shows_its_inputs_outputs_and_attempts(served: Served, acme: Client) -> None:

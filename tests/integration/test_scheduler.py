@@ -206,9 +206,7 @@ async def test_t38_t39_a_place_is_given_back_however_it_ends(scheduling: Schedul
 async def test_t42_a_newcomer_is_not_behind_everything_of_a_busy_tenant(database: str) -> None:
     async with open_database(database) as opened:
         scheduling = Scheduling(opened, max_jobs=4)
-        for tenant in ("acme", "busy"):
-            await scheduling.tenant(tenant)
-            await scheduling.workflow(ONE_JOB, tenant)
+        await scheduling.tenants("acme", "busy", source=ONE_JOB)
         busy = [await scheduling.start("one", "busy") for _ in range(40)]
         newcomer = await scheduling.start("one", "acme")
         assert await scheduling.ready(newcomer) == []
@@ -221,9 +219,7 @@ async def test_t42_a_newcomer_is_before_all_who_have_had_a_turn(database: str) -
     async with open_database(database) as opened:
         scheduling = Scheduling(opened, max_jobs=1)
         tenants = [f"busy-{n}" for n in range(5)]
-        for tenant in (*tenants, "new"):
-            await scheduling.tenant(tenant)
-            await scheduling.workflow(ONE_JOB, tenant)
+        await scheduling.tenants(*tenants, "new", source=ONE_JOB)
         runs = [await scheduling.start("one", tenant) for _ in range(2) for tenant in tenants]
         for run in runs[:5]:  # everybody has a turn, and work left
             await scheduling.admission()
@@ -241,9 +237,7 @@ async def test_t42_without_any_limit_a_newcomer_waits_for_few_jobs_only(database
     """Of those that may all run, no more are published than executors hold in hand: the rest waits where there are turns."""
     async with open_database(database) as opened:
         scheduling = Scheduling(opened, max_ready=4)
-        for tenant in ("acme", "busy"):
-            await scheduling.tenant(tenant)
-            await scheduling.workflow(ONE_JOB, tenant)
+        await scheduling.tenants("acme", "busy", source=ONE_JOB)
         busy = [await scheduling.start("one", "busy") for _ in range(20)]
         assert [bool(await scheduling.ready(run)) for run in busy] == [True] * 4 + [False] * 16
         [held] = await opened.fetch("SELECT reason, message FROM jobs WHERE run = $1", busy[-1])
@@ -275,6 +269,8 @@ async def test_a_wide_run_begins_with_as_many_jobs_as_there_is_room_for(database
         await scheduling.tenant()
         jobs = "".join(f"  - {{name: j{n}, script: 'true'}}\n" for n in range(10))
         run = await scheduling.start(await scheduling.workflow(f"name: wide\nstages:\n- name: s\n  jobs:\n{jobs}"))
+        assert scheduling.context.window.closed
+        assert scheduling.context.release.is_set()
         started = []
         while (ready := await scheduling.ready(run)) != started:
             assert len(ready) <= len(started) + 4

@@ -264,6 +264,8 @@ async def test_t28_one_poisoned_observation_fails_alone(house: House, monkeypatc
     context.pending.put(*(ended(each) for each in readies))
     async with tasks_of(tell(context)):
         await until(lambda: _count(house, 4))
+    told = [await house.outcome(each) is not None for each in readies]
+    assert told == [True, True, False, True, True]
 
 
 async def test_t17_a_watch_that_breaks_is_reopened_and_one_that_ends_kills(house: House) -> None:
