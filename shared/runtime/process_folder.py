@@ -26,6 +26,7 @@ Everything here is synchronous and takes well under a millisecond, except what s
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -57,6 +58,9 @@ _JOB = re.compile(r"(.+)/job\.([0-9a-f]{32})\.json")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
+_FLAGS = struct.Struct("@l")
+_GET_FLAGS, _SET_FLAGS, _TOP_FOLDER = 0x80086601, 0x40086602, 0x00020000
+"""FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_TOPDIR_FL (linux/fs.h)."""
 _PR_SET_TIMERSLACK = 29
 _TIMER_SLACK = 50_000
 _LAZY_TIMER_SLACK = 2_000_000
@@ -83,6 +87,7 @@ class Layout:
         """Make the folders. Only their owner may look in: they hold secrets."""
         for folder in (self.containers, self.events, self.shared, self.removed):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _spread_over_the_disk(self.removed)
 
     def folder(self, name: str) -> Path:
         """Where the container of this name lives. Raises KeyError for what cannot be a container's name."""
@@ -146,6 +151,19 @@ class Container:
         """The wrapper's exit status (negative: signal), if its starter lived to see it."""
         seen = _read_json(f"{self.folder}/exit")
         return None if seen is None else int(seen["status"])
+
+
+def _spread_over_the_disk(folder: Path) -> None:
+    """Ask ext4 to put the folders made in here into block groups far from each other (`chattr +T`). Without a journal it looks,
+    for each new file, through all that were deleted lately in its group: up to 0.4 ms a file, and a container has twelve. Other
+    file systems refuse, and need no such thing."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            flags = _FLAGS.unpack(fcntl.ioctl(descriptor, _GET_FLAGS, _FLAGS.pack(0)))[0]
+            fcntl.ioctl(descriptor, _SET_FLAGS, _FLAGS.pack(flags | _TOP_FOLDER))
+    finally:
+        os.close(descriptor)
 
 
 def load(layout: Layout, name: str) -> Container | None:

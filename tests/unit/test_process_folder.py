@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,16 @@ def test_markers_of_what_was_removed_by_hand_are_swept_and_those_of_others_stay(
     assert len(list(layout.events.iterdir())) == 4, "young ones are left alone"
     folders.sweep(layout, older_than=-1.0)
     assert {path.name.partition(".")[0] for path in layout.events.iterdir()} == {"kept"}
+
+
+def test_containers_are_spread_over_the_disk(tmp_path: Path) -> None:
+    """On ext4 without a journal a file takes 0.4 ms to make in a block group where many were deleted lately."""
+    kind = subprocess.run(
+        ["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if kind != "ext2/ext3" or shutil.which("lsattr") is None:
+        pytest.skip(f"needs ext4 and lsattr; this is {kind}")
+    layout = Layout(tmp_path / "root")
+    layout.create()
+    shown = subprocess.run(["lsattr", "-d", layout.removed], capture_output=True, text=True, check=True).stdout
+    assert "T" in shown.split()[0], "where containers are prepared is no top of a folder tree"
