@@ -16,7 +16,7 @@ help:  ## this list
 	@echo "  T=tests/unit K=quota     choose tests by path and by name"
 	@echo "  RUNS=500 SEED=7 FAULTS=kill,broker RUNTIME=docker     how \`make chaos\` storms (docs/chaos.md)"
 	@echo "  PART=history PAST=20000 QUEUED=500 TENANTS=50     a quick look by \`make bench-growth\`"
-	@echo "  PYTHON=python3.13        choose the Python that .venv is made with (after `make clean`)"
+	@echo "  PYTHON=python3.13        choose the Python that .venv is made with (after \`make clean\`)"
 
 ##@ See it
 demo: $(VENV) $(WRAPPER)  ## a real project is built, tested, approved and delivered

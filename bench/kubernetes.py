@@ -7,7 +7,8 @@ watches them end, without Hubflow, database, logs or finalizers. A simulated nod
 server's pace is what is left. Everything else is real: RabbitMQ, PostgreSQL with fsync, S3, seven processes. Quote medians.
 
 `pod_without_wrapper_ms` is the same pod with the job's container alone: the difference is what init container and copy cost.
-`pod_image_volume_ms` has the wrapper mounted from its image, where the cluster can do that (HUBFLOW_CLUSTER_CONTAINERD=2.2.9).
+`pod_image_volume_ms` and `job_image_volume_ms` have the wrapper mounted from its image, where the cluster can do that
+(HUBFLOW_CLUSTER_CONTAINERD=2.2.9).
 """
 
 from __future__ import annotations
@@ -179,7 +180,7 @@ async def _ended(ear: Any, names: set[str]) -> None:
 
 @asynccontextmanager
 async def hubflow(
-    cluster: Kubernetes, folder: Path, dsn: str, broker: RabbitMQ, *, simulated: bool
+    cluster: Kubernetes, folder: Path, dsn: str, broker: RabbitMQ, *, simulated: bool, image_volumes: bool = False
 ) -> AsyncIterator[tuple[System, Client]]:
     """The whole system in separate processes, its jobs on the real node or on the simulated ones."""
     folder.mkdir()
@@ -192,6 +193,7 @@ async def hubflow(
             "kubernetes_kubeconfig": str(cluster.kubeconfig), "kubernetes_wrapper_image": cluster.image("wrapper:1"),
             "kubernetes_namespace": NAMESPACE, "runtime_installation": INSTALLATION,
             "kubernetes_calls_per_second": "0", "migrate": "true", **place,
+            "kubernetes_image_volumes": str(image_volumes).lower(),
             "s3_job_endpoint": f"http://{NODE_ADDRESS}:{s3.endpoint.rpartition(':')[2]}",
         }  # fmt: skip
         system = await stack.enter_async_context(open_system(folder, dsn, s3, await broker.new_vhost(), **settings))
@@ -236,6 +238,15 @@ async def real_node(cluster: Kubernetes, folder: Path, dsn: str, broker: RabbitM
                     jobs += 30
             await _given_back(dsn)
             writes = (await _writes(system) - writes) / jobs
+        if CONTAINERD:
+            async with hubflow(cluster, folder / "volumes", dsn, broker, simulated=False, image_volumes=True) as (
+                _,
+                client,
+            ):
+                await client.run("one")
+                for _ in range(rounds):
+                    _add(figures, "job_image_volume_ms", 1e3 * await clock(client.run("one")))
+                await _given_back(dsn)
     finally:
         await bare.close()
     medians = {name: round(statistics.median(values), 3) for name, values in figures.items()}

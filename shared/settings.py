@@ -22,6 +22,8 @@ from shared.runtime.kubernetes_options import OFFER as KUBERNETES_OFFER
 KINDS = ("auto", "process", "docker", "kubernetes")
 """Where jobs can run."""
 DEFAULT_INSTALLATION = "default"
+IMAGE_VOLUMES = {"auto": None, "true": True, "false": False}
+"""Whether pods mount the wrapper's image; None: to be found out."""
 PULLS = ("missing", "checked", "always")
 """When a node or engine asks the registry for an image that a workflow names."""
 
@@ -151,8 +153,9 @@ class KubernetesSettings:
         True, "make namespaces, and keep account, quota, limits and network policy in them as they should be"
     )
     wrapper_image: str = setting("", "image with the command wrapper (the Dockerfile, target `wrapper`); must be set")
-    image_volumes: bool = setting(
-        False, "mount the wrapper's image instead of copying from it: quicker; the cluster and its nodes must know how"
+    image_volumes: str = setting(
+        "auto",
+        "true: mount the wrapper's image instead of copying from it, a second less a job; auto: where all nodes can",
     )
     allow: str = setting(
         "",
@@ -218,7 +221,14 @@ def require_for_pods(settings: KubernetesSettings, installation: str) -> None:
         raise ConfigurationError("\n".join(problems))
 
 
+def _image_volumes(text: str) -> str:
+    if text not in IMAGE_VOLUMES:
+        raise ValueError(f"{text!r}: expected one of {', '.join(IMAGE_VOLUMES)}")
+    return text
+
+
 _KUBERNETES_PARSED: Mapping[str, Callable[[str], object]] = {
+    "image_volumes": _image_volumes,
     "allow": functools.partial(Allowed.parse, offer=KUBERNETES_OFFER),
     "node_selector": pairs,
     "tolerations": json_list,

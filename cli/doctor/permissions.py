@@ -50,14 +50,14 @@ async def check(api: Api, namespace: str, tenancy: Tenancy) -> list[Finding]:
 async def own(api: Api, namespaces: list[str]) -> list[str]:
     """What we may not do of what the pods that look from inside take, by SelfSubjectAccessReview."""
     wanted = [(each, namespace) for namespace in namespaces for each in OWN]
-    answers = await asyncio.gather(*(_may(api, each, namespace) for each, namespace in wanted))
+    answers = await asyncio.gather(*(may(api, each, namespace) for each, namespace in wanted))
     return [f"{each} in {namespace}" for (each, namespace), may in zip(wanted, answers, strict=True) if not may]
 
 
 async def _account(api: Api, namespace: str, jobs: str, account: str, needed: tuple[str, ...]) -> Finding:
     check = f"permissions of {account}"
     try:
-        answers = await asyncio.gather(*(_may(api, each, jobs, f"{namespace}:{account}") for each in needed))
+        answers = await asyncio.gather(*(may(api, each, jobs, f"{namespace}:{account}") for each in needed))
     except ApiError as error:
         return warning(
             check, f"cannot be looked at with this account: {error}", "run `hubflow doctor` as a cluster admin"
@@ -70,7 +70,7 @@ async def _account(api: Api, namespace: str, jobs: str, account: str, needed: tu
     return ok(check, f"all {len(needed)} {where}")
 
 
-async def _may(api: Api, what: str, namespace: str, account: str = "") -> bool:
+async def may(api: Api, what: str, namespace: str, account: str = "") -> bool:
     """May the account (NAMESPACE:NAME), or may we? Raises ApiError if that must not be asked."""
     verb, _, kind = what.partition(" ")
     resource, _, subresource = kind.partition("/")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ from shared.log import get_logger
 from shared.runtime import kubernetes_body as body
 from shared.runtime.allowed import Allowed
 from shared.runtime.kubernetes_access import Access
-from shared.runtime.kubernetes_api import MERGE, Api, ApiError
+from shared.runtime.kubernetes_api import MERGE, METADATA, Api, ApiError
 from shared.runtime.kubernetes_body import PodDefaults
+from shared.runtime.kubernetes_features import Features
 from shared.runtime.kubernetes_logs import Logs
 from shared.runtime.kubernetes_place import Namespaces, Tenancy
 from shared.runtime.kubernetes_read import Pod, hopeless, is_over, may_pass, observe, overdue, pod_of, trouble
@@ -35,8 +37,6 @@ from shared.states import Reason
 LOOK_EVERY = 1.0
 """Seconds between looks at pods that do not start, and at those whose node says nothing."""
 LEAVING = 0.2
-SIDECARS_SINCE = [1, 29]
-"""Version of Kubernetes that has native sidecars without anybody switching them on."""
 _log = get_logger("runtime")
 
 
@@ -69,8 +69,7 @@ class KubernetesRuntime:
         self.api = Api(config.access)
         self.pods = Pods(self.api, self._installation, config.tenancy.everywhere, config.idle)
         self._namespaces = Namespaces(self.api, config.tenancy, self._installation, config.defaults.service_account)
-        self._sidecars: bool | None = None
-        """Does this cluster know native sidecars? None: nobody has asked."""
+        self._features = Features(self.api)
         self._logs = Logs(self.api, self.pods, self._find)
 
     # starting
@@ -81,10 +80,10 @@ class KubernetesRuntime:
         self._config.allowed.check(spec.options)
         body.secret_data(spec)
         if spec.services:
-            await self._check_sidecars()
+            await self._features.require_sidecars()
         namespace = await self._namespaces.ready(spec.labels.get("tenant", ""))
         claim = await self._claim(spec, namespace) if spec.shared_directory else ""
-        content = body.pod(spec, self._config.defaults, body.new_secret_name(spec.name), shared_claim=claim)
+        content = body.pod(spec, await self._defaults(namespace), body.new_secret_name(spec.name), shared_claim=claim)
         for _ in range(100):
             made = await self._create_pod(spec.name, namespace, content)
             if made is None:
@@ -100,6 +99,13 @@ class KubernetesRuntime:
             await self._create_secret(spec, made)
             return
         raise TemporaryError(f"pod {spec.name} of an earlier start does not go away; is its node lost?")
+
+    async def _defaults(self, namespace: str) -> PodDefaults:
+        """What the operator has decided, and left to the cluster to decide."""
+        defaults = self._config.defaults
+        if defaults.image_volume is None:
+            defaults = dataclasses.replace(defaults, image_volume=await self._features.image_volumes(namespace))
+        return defaults
 
     async def _create_pod(self, name: str, namespace: str, content: dict[str, Any]) -> Pod | None:
         """The new pod, with the containers that the cluster has added to it; None if the name is taken."""
@@ -127,7 +133,7 @@ class KubernetesRuntime:
         data = body.secret_data(spec, body.message_limit(pod.containers))
         content = body.secret(spec, self._config.defaults, pod.secret, pod.uid, data)
         try:
-            await self.api.call("POST", f"/api/v1/namespaces/{pod.namespace}/secrets", body=content, brief=True)
+            await self.api.call("POST", f"/api/v1/namespaces/{pod.namespace}/secrets", body=content, accept=METADATA)
         except ApiError as error:
             if error.reason == "AlreadyExists":
                 return
@@ -136,18 +142,6 @@ class KubernetesRuntime:
                 # It will not think better of it, and the sweep of status_watcher removes the pod.
                 raise PermanentError(text, reason=Reason.BAD_INPUT) from error
             raise TemporaryError(text) from error
-
-    async def _check_sidecars(self) -> None:
-        """Raise PermanentError where a service would be taken for something that ends before the job begins (T14)."""
-        if self._sidecars is None:
-            version = await self._ask("GET", "/version")
-            told = [int("".join(filter(str.isdigit, version[key])) or 0) for key in ("major", "minor")]
-            self._sidecars = told >= SIDECARS_SINCE
-        if not self._sidecars:
-            raise PermanentError(
-                "services beside a job need Kubernetes 1.29 or later; start what the job needs in its own script",
-                reason=Reason.UNSUPPORTED,
-            )
 
     async def _claim(self, spec: ContainerSpec, namespace: str) -> str:
         """The volume that the containers of a run share, made by the first of them."""
@@ -181,7 +175,7 @@ class KubernetesRuntime:
         """False if another job of the run has made it at this moment."""
         content = body.claim(name, self._installation, self._config.shared_class, self._config.shared_size)
         try:
-            await self.api.call("POST", _claims_path(namespace), body=content, brief=True)
+            await self.api.call("POST", _claims_path(namespace), body=content, accept=METADATA)
         except ApiError as error:
             if error.reason == "AlreadyExists" or (error.status == 403 and await self._claimed(namespace, name)):
                 return False
@@ -206,7 +200,7 @@ class KubernetesRuntime:
             return
         patch = body.ending(pod.uid, Reason.CANCELLED, message, now)
         with contextlib.suppress(_MissingError):
-            await self._ask("PATCH", _path(pod), body=patch, content_type=MERGE, brief=True)
+            await self._ask("PATCH", _path(pod), body=patch, content_type=MERGE, accept=METADATA)
 
     async def _end(self, pod: Pod, reason: str, message: str, grace: int) -> None:
         """Delete it. The mark comes first, so that nobody takes the deletion for somebody else's."""
@@ -226,16 +220,18 @@ class KubernetesRuntime:
             if pod.ending is None:
                 # Not left to Kubernetes' garbage collector, which would do 20 a second; that is enough for what was stopped.
                 with contextlib.suppress(_MissingError):
-                    await self._ask("DELETE", f"/api/v1/namespaces/{pod.namespace}/secrets/{pod.secret}", brief=True)
+                    await self._ask(
+                        "DELETE", f"/api/v1/namespaces/{pod.namespace}/secrets/{pod.secret}", accept=METADATA
+                    )
             # Before the release, which then is the deletion itself: the other way round the API server writes once more.
             with contextlib.suppress(_MissingError):
                 await self._ask(
-                    "DELETE", path, body=body.deletion(pod.uid, 0 if over or pod.vanishing else 1), brief=True
+                    "DELETE", path, body=body.deletion(pod.uid, 0 if over or pod.vanishing else 1), accept=METADATA
                 )
         if pod.held:
             with contextlib.suppress(_MissingError):
                 release = body.release(pod.uid, list(pod.others))
-                await self._ask("PATCH", path, body=release, content_type=MERGE, brief=True)
+                await self._ask("PATCH", path, body=release, content_type=MERGE, accept=METADATA)
 
     async def remove_shared_directory(self, name: str) -> None:
         """See the protocol. The claim goes when the last pod that uses it has gone."""

@@ -36,7 +36,11 @@ BUFFER = 1 << 21
 """Bytes of an answer that are taken in before they are asked for, twice as many at most: lists of pods are large."""
 MERGE = "application/merge-patch+json"
 APPLY = "application/apply-patch+yaml"
-_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
+JSON = "application/json"
+METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
+"""Of an object in the answer only the metadata."""
+TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
+"""Of a list what `kubectl get -o wide` shows."""
 _AGAIN = frozenset({429, 500, 502, 503, 504})
 _CALLS = Metric(
     "hubflow_kubernetes_calls", "Calls of the Kubernetes API, tried again or not", ["verb", "kind", "status"]
@@ -85,18 +89,18 @@ class Api:
         *,
         query: Mapping[str, str] | None = None,
         body: Any = None,
-        content_type: str = "application/json",
-        brief: bool = False,
+        content_type: str = JSON,
+        accept: str = JSON,
     ) -> Any:
         """One request with a JSON answer; tried again while the server is busy or away. All our writes may be repeated.
 
-        `brief`: of an object in the answer only the metadata are wanted.
+        `accept`: JSON, METADATA or TABLE.
         """
         began, pause = time.monotonic(), 0.1
         while True:
             try:
                 async with self.request(
-                    method, path, query=query, body=body, content_type=content_type, brief=brief
+                    method, path, query=query, body=body, content_type=content_type, accept=accept
                 ) as response:
                     return json.loads(await response.read())
             except _BusyError as error:
@@ -113,8 +117,8 @@ class Api:
         *,
         query: Mapping[str, str] | None = None,
         body: Any = None,
-        content_type: str = "application/json",
-        brief: bool = False,
+        content_type: str = JSON,
+        accept: str = JSON,
         idle: float | None = None,
         buffer: int = BUFFER,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -122,7 +126,7 @@ class Api:
         session = await self._opened()
         await self._pace.wait()
         limits = aiohttp.ClientTimeout(total=None if idle else TIMEOUT, sock_connect=10, sock_read=idle or TIMEOUT)
-        headers, data = {"Accept": _METADATA if brief else "application/json"}, None
+        headers, data = {"Accept": accept}, None
         if self._server is not None and (token := await self._server.token()):
             headers["Authorization"] = token
         if body is not None:

@@ -74,8 +74,8 @@ class PodDefaults:
     wrapper_image: str
     pull: str = "missing"
     """The registry is asked about images that workflows name "always", or about those that a node has not (other values)."""
-    image_volume: bool = False
-    """The wrapper's image is mounted instead of copied by an init container; the cluster must know image volumes."""
+    image_volume: bool | None = False
+    """The wrapper's image is mounted instead of copied by an init container. None: where the cluster and all its nodes can."""
     service_account: str = "hubflow-jobs"
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Mapping[str, Any], ...] = ()

@@ -10,8 +10,10 @@ import json
 import re
 import signal
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
+import yaml
 from aiohttp import web
 
 from shared.errors import PermanentError, TemporaryError, UnavailableError
@@ -21,6 +23,7 @@ from shared.runtime import kubernetes_body as body
 from shared.runtime.kubernetes import KubernetesRuntime
 from shared.runtime.kubernetes_access import Access
 from shared.runtime.kubernetes_api import Api
+from shared.runtime.kubernetes_features import Features, mounts_images
 from shared.runtime.protocol import IncompleteLogError, Phase, Resources, ServiceSpec
 from tests.cluster import NODE, NODE_ADDRESS, REFUSING_REGISTRY, REGISTRY
 from tests.cluster.images import job_images
@@ -219,6 +222,41 @@ async def test_t13_where_images_can_be_mounted_nothing_brings_the_wrapper(kubern
         f"{kubernetes_place.wrapper}/wrapper:1"
     ]
     await runtime.remove(name)
+
+
+async def test_t13_whether_images_can_be_mounted_is_found_out(kubernetes_place):
+    """And once, not for each pod."""
+    nodes = (await kubernetes_place.cluster("GET", "/api/v1/nodes"))["items"]
+    able = all(mounts_images(each["status"]["nodeInfo"]["containerRuntimeVersion"]) for each in nodes)
+    async with watched(kubernetes_place, defaults={"image_volume": None}) as (runtime, watcher):
+        names = [new_name() for _ in range(3)]
+        await asyncio.gather(*(runtime.start(spec(name, "true")) for name in names))
+        assert runtime.api.counted["GET", "nodes"] == 1
+        for name in names:
+            pod = await kubernetes_place.cluster("GET", kubernetes_place.pod_path(name))
+            assert ("initContainers" not in pod["spec"]) is able
+            assert (await watcher.until(name, Phase.FINISHED)).exit_code == 0
+            await runtime.remove(name)
+
+
+async def test_t13_who_may_not_see_the_nodes_brings_the_wrapper_by_an_init_container(kubernetes_place, both, tmp_path):
+    runtime, _ = both
+    namespace = await runtime._namespaces.ready("")
+    account = f"/api/v1/namespaces/{namespace}/serviceaccounts/hubflow-jobs/token"
+    request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest"}
+    token = await kubernetes_place.cluster("POST", account, body=request)
+    nobody = yaml.safe_load(Path(kubernetes_place.where).read_text())
+    for user in nobody["users"]:
+        user["user"] = {"token": token["status"]["token"]}
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(nobody))
+    api = Api(Access(str(tmp_path / "kubeconfig")))
+    try:
+        features = Features(api)
+        assert await features.image_volumes(namespace) is False
+        assert await features.image_volumes(namespace) is False
+        assert api.counted["GET", "nodes"] == 1, "it asks for every pod"
+    finally:
+        await api.close()
 
 
 async def test_t13_a_wrapper_that_cannot_be_brought_is_its_own_reason(kubernetes_place):

@@ -44,6 +44,7 @@ def namespaces(kubectl: Kubectl) -> Iterator[None]:
 def permissions(kubectl: Kubectl, namespaces: None) -> None:
     """The accounts and what they may do."""
     kubectl("apply", "-k", str(building.ROOT / "k8s/base/jobs"))
+    kubectl("apply", "-f", str(building.ROOT / "k8s/components/image-volumes/permissions.yaml"))
     kubectl("apply", "-n", "hubflow", "-f", str(building.ROOT / "k8s/base/services/accounts.yaml"))
 
 

@@ -23,6 +23,7 @@ from shared.errors import ConfigurationError, PermanentError
 from shared.runtime import kubernetes_body as body
 from shared.runtime.allowed import Allowed
 from shared.runtime.kubernetes_config import config_of, open_kubernetes
+from shared.runtime.kubernetes_features import mounts_images
 from shared.runtime.kubernetes_options import OFFER
 from shared.runtime.kubernetes_place import Tenancy, ip_blocks, network_policy
 from shared.runtime.kubernetes_read import hopeless, may_pass, observe, overdue, pod_of
@@ -371,3 +372,23 @@ def test_t09_what_will_never_start_is_known_at_once(reason: str, message: str, e
     assert (verdict and verdict[0]) == expected
     if reason == "ImagePullBackOff":
         assert hopeless(seen, 301, pull_seconds=300, create_seconds=60) is not None
+
+
+@pytest.mark.parametrize(
+    ("runtime", "able"),
+    [
+        ("containerd://2.1.0", True),
+        ("containerd://2.10.3-gke.1", True),
+        ("containerd://10.0", True),
+        ("containerd://2.0.9", False),
+        ("containerd://1.7.27", False),
+        ("cri-o://1.33.1", True),
+        ("cri-o://1.32.9", False),
+        ("docker://27.0", False),
+        ("containerd://", False),
+        ("fake", False),
+        ("", False),
+    ],
+)
+def test_which_runtimes_mount_images(runtime: str, able: bool) -> None:
+    assert mounts_images(runtime) is able

@@ -79,18 +79,31 @@ def test_policies_that_cannot_be_seen():
 
 
 @pytest.mark.parametrize(
-    ("known", "runtimes", "wanted", "state"),
+    ("known", "runtimes", "wanted", "asked", "state", "says"),
     [
-        (True, ["containerd://2.1.0"], True, State.OK),
-        (True, ["containerd://2.1.0"], False, State.WARNING),
-        (True, ["containerd://2.1.0", "containerd://1.7.2"], True, State.FAILED),
-        (False, ["cri-o://1.33.0"], True, State.FAILED),
-        (True, ["cri-o://1.33.1"], True, State.OK),
-        (True, ["docker://27.0"], False, State.OK),
+        (True, ["containerd://2.1.0"], True, True, State.OK, "used"),
+        (True, ["containerd://2.1.0"], None, True, State.OK, "used"),
+        (True, ["containerd://2.1.0"], None, False, State.WARNING, "they are not used"),
+        (True, ["containerd://2.1.0"], False, True, State.WARNING, "they are not used"),
+        (True, ["containerd://2.1.0", "containerd://1.7.2"], True, True, State.FAILED, "containerd://1.7.2"),
+        (
+            True,
+            ["containerd://2.1.0", "containerd://1.7.2"],
+            None,
+            True,
+            State.OK,
+            "not used; nodes with containerd://1.7.2",
+        ),
+        (False, ["cri-o://1.33.0"], True, True, State.FAILED, "API server"),
+        (False, ["cri-o://1.33.0"], None, False, State.OK, "not used; the API server"),
+        (True, ["cri-o://1.33.1"], True, True, State.OK, "used"),
+        (True, ["docker://27.0"], False, True, State.OK, "not used"),
     ],
 )
-def test_image_volumes(known, runtimes, wanted, state):
-    assert volumes([node(each) for each in runtimes], known=known, wanted=wanted).state is state
+def test_image_volumes(known, runtimes, wanted, asked, state, says):
+    finding = volumes([node(each) for each in runtimes], known=known, wanted=wanted, asked=asked)
+    assert finding.state is state
+    assert says in finding.message
 
 
 @pytest.mark.parametrize(("text", "value"), [("250m", 0.25), ("2Gi", 2 << 30), ("500", 500), ("1k", 1000), ("0", 0)])
