@@ -8,14 +8,16 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from shared.errors import UnavailableError
+
 Item = TypeVar("Item")
 
 
 class Batcher(Generic[Item]):
     """`submit` returns when the batch that holds the item is done.
 
-    A batch that fails is worked on again item by item, so that one bad item fails alone. `gather`: seconds that the first item
-    waits for others, where nobody is in a hurry.
+    A batch that fails is worked on again item by item, so that one bad item fails alone; not where a server is away. `gather`:
+    seconds that the first item waits for others, where nobody is in a hurry.
     """
 
     def __init__(
@@ -58,6 +60,10 @@ class Batcher(Generic[Item]):
     async def _do(self, batch: list[tuple[Item, asyncio.Future[None]]]) -> None:
         try:
             await self._work([item for item, _ in batch])
+        except UnavailableError as error:
+            # It is nobody's fault alone, and to be told so by each in turn may take as many timeouts.
+            for _, done in batch:
+                _resolve(done, error)
         except Exception as error:
             if len(batch) == 1:
                 _resolve(batch[0][1], error)

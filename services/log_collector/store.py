@@ -101,7 +101,7 @@ SELECT container FROM grown
 _TAIL = """
 SELECT string_agg(data, ''::bytea ORDER BY start) FROM (
     SELECT start, data, sum(length(data)) OVER (ORDER BY start) AS total FROM log_tails WHERE container = $1 AND start >= $2
-) piece WHERE total - length(data) < $3
+) piece WHERE total - length(data) < $3 HAVING min(start) = $2
 """
 
 _SEGMENT = """
@@ -216,7 +216,8 @@ async def grow(database: Database, growths: Sequence[Growth], holder: str) -> se
 
 
 async def tail(database: Database, container: str, start: int, limit: int) -> bytes:
-    """Bytes of the tail from `start`: whole rows, the last of which may go beyond `limit`."""
+    """Bytes of the tail from `start`: whole rows, the last of which may go beyond `limit`. Nothing where the tail begins
+    elsewhere: what was there is stored, though whoever did that may not have heard so."""
     data: bytes | None = await database.fetchval(_TAIL, container, start, limit)
     return data or b""
 

@@ -207,7 +207,7 @@ async def _tick(ids: Sequence[uuid.UUID], context: Context, now: datetime) -> No
     async with context.database.transaction() as tx:
         work = await _load(tx, context, ids, skip_locked=True)
         for run in list(work.now.values()):
-            if await _time_may_decide(tx, run, context):
+            if await _time_may_decide(tx, run, now):
                 work.take(core.tick(run, now, work.evaluate[run.id]))
         await _admit(tx, context, work)
         await _write(tx, work)
@@ -240,9 +240,11 @@ async def _one_by_one_if_need_be(
         return []
 
 
-async def _time_may_decide(tx: Transaction, run: Run, context: Context) -> bool:
-    """False: a person has decided about an expired pause; the event is on its way and time must not overrule it (T86)."""
-    now = context.clock.now()
+async def _time_may_decide(tx: Transaction, run: Run, now: datetime) -> bool:
+    """False: a person has decided about an expired pause; the event is on its way and time must not overrule it (T86).
+
+    `now`: by the same clock reading as the tick that follows, or there would be decisions that nobody acts upon.
+    """
     for stage in core.expired_pauses(run, now):
         action = "approve" if stage.on_timeout == "approve" else "cancel"
         if not await store.decide(tx.connection, run.id, stage.name, Decision(action, "time limit", "", now)):

@@ -124,7 +124,7 @@ class AmqpBus:
 
     async def _handle(self, consumer: Consumer, queue: str, incoming: AbstractIncomingMessage) -> None:
         headers = incoming.headers
-        tries = int(str(headers.get("hubflow-tries", 1)))
+        tries = _tries(headers, 1)
         topic = str(headers.get("hubflow-topic", incoming.routing_key))
         message = Message(_message_id(incoming), topic, incoming.body, tries)
         verdict = await handle(consumer, message)
@@ -424,8 +424,16 @@ def _dead(message: AbstractIncomingMessage) -> DeadMessage:
         topic=str(headers.get("hubflow-topic") or _first_topic(headers)),
         body=message.body,
         reason=reason,
-        tries=int(str(headers.get("hubflow-tries", DELIVERY_LIMIT))),
+        tries=_tries(headers, DELIVERY_LIMIT),
     )
+
+
+def _tries(headers: Any, usual: int) -> int:
+    """How often it was handled, as we have noted; `usual` where we have not, or somebody else has written there."""
+    try:
+        return max(1, int(_word(headers.get("hubflow-tries")) or usual))
+    except ValueError:
+        return usual
 
 
 def _first_topic(headers: Any) -> str:

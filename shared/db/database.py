@@ -44,7 +44,14 @@ _AWAY = (
     asyncpg.DiskFullError,
     asyncpg.ReadOnlySQLTransactionError,  # a failover is going on
 )
-_LOST_A_RACE = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)
+_LOST_A_RACE = (
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.LockNotAvailableError,
+    # To a migration: the statement was planned for the tables as they were before.
+    asyncpg.InvalidCachedStatementError,
+    asyncpg.OutdatedSchemaCacheError,
+)
 
 STATEMENT_SECONDS = 20
 """Seconds that a statement may take. Ours take milliseconds; one that does not end is of a server that has silently gone, and
@@ -226,7 +233,7 @@ def translated_errors() -> Iterator[None]:
     try:
         yield
     except _LOST_A_RACE as error:
-        raise TemporaryError(f"the database chose another transaction first: {error}", delay=0.05) from error
+        raise TemporaryError(f"another transaction came first: {error}", delay=0.05) from error
     except _AWAY as error:
         text = str(error) or type(error).__name__
         raise UnavailableError(

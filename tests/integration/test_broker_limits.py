@@ -68,6 +68,24 @@ async def test_t76_a_message_whose_consumers_die_of_it_is_parked_by_the_broker_a
     assert await bus.dead() == []
 
 
+@pytest.mark.parametrize("tries", ["many", "", -3])
+async def test_t76_a_count_of_tries_that_is_none_holds_up_nobody(
+    bus: AmqpBus, rabbitmq: RabbitMQ, amqp_url: str, tries: object
+) -> None:
+    async def refuses(_: Message) -> None:
+        raise PermanentError("never", reason="BadInput")
+
+    await bus.consume(Consumer("odd", ["acme.#"], refuses))
+    sent = message()
+    connection = await aio_pika.connect(amqp_url)
+    async with connection:
+        exchange = await (await connection.channel()).get_exchange("hubflow.events", ensure=False)
+        odd = aio_pika.Message(sent.body, message_id=str(sent.id), headers={"hubflow-tries": tries})
+        await exchange.publish(odd, sent.topic)
+        [dead] = await dead_of(bus, 1)
+    assert (dead.id, dead.tries) == (sent.id, 1)
+
+
 async def dies_of_it(url: str, queue: str) -> None:
     """One consumer after another takes the message and is gone without an answer."""
     for _ in range(DELIVERY_LIMIT + 1):

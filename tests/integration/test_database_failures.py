@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import uuid
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 
+from services.scheduler.handlers import on_time
 from shared.bus.memory import MemoryBus
 from shared.bus.protocol import Consumer, Message
 from shared.db import database as database_module
@@ -26,7 +28,7 @@ from shared.embedded import embedded_postgres
 from shared.embedded.postgres import tcp_dsn
 from shared.embedded.process import Server
 from shared.errors import TemporaryError
-from shared.events import Event, JobReady, TenantQuotaChanged, decode
+from shared.events import Event, JobReady, JobStopRequested, TenantQuotaChanged, decode
 from tests.chaos.proxy import opened_proxy
 from tests.integration.scheduling import Scheduling
 from tests.integration.test_scheduler import TWO_STAGES
@@ -220,7 +222,7 @@ async def test_a_transaction_that_fails_to_serialise_is_tried_again(opened: Data
             await tx.connection.execute("UPDATE effects SET n = $1", seen + 1)
             tx.tell(TenantQuotaChanged(tenant="acme", by="ann"))
 
-    with pytest.raises(TemporaryError, match="chose another transaction first") as caught:
+    with pytest.raises(TemporaryError, match="another transaction came first") as caught:
         await overtaken()
     assert caught.value.delay is not None
     assert caught.value.delay < 1
@@ -313,6 +315,28 @@ async def scheduling(opened: Database) -> Scheduling:
 
 
 # ---------------------------------------------------------------- migrations under a running system
+
+
+async def test_t95_what_is_due_after_a_migration_is_done_and_not_put_off(scheduling: Scheduling) -> None:
+    """Its statements were planned for the tables as they were, on connections that have them still."""
+    workflow = await scheduling.workflow(TWO_STAGES)
+    first, second = await scheduling.start(workflow), await scheduling.start(workflow)
+    await scheduling.database.execute("UPDATE runs SET wake_at = wake_at + interval '1 day' WHERE id = $1", second)
+    scheduling.clock.turn(3600)
+    assert await on_time(scheduling.context) == 1
+    assert await asked_to_stop(scheduling, first), "its jobs were never submitted"
+    more = Migration("9999_more", "ALTER TABLE jobs ADD COLUMN colour text; ALTER TABLE stages ADD COLUMN colour text")
+    assert await migrate(scheduling.database, [*migrations(), more]) == ["9999_more"]
+    scheduling.clock.turn(86400)
+    async with asyncio.timeout(10):
+        while not await asked_to_stop(scheduling, second):
+            with contextlib.suppress(TemporaryError):
+                assert await on_time(scheduling.context), "the run is put off"
+
+
+async def asked_to_stop(scheduling: Scheduling, run: uuid.UUID) -> bool:
+    query = "SELECT EXISTS (SELECT FROM events WHERE run = $1 AND type = $2)"
+    return bool(await scheduling.database.fetchval(query, run, JobStopRequested.TYPE))
 
 
 async def test_t95_the_schema_grows_while_replicas_work(scheduling: Scheduling) -> None:

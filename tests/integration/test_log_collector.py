@@ -289,6 +289,34 @@ async def _idle(context: Context) -> bool:
     return not context.following
 
 
+async def test_t55_a_piece_whose_storing_nobody_heard_of_is_not_written_over(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database has committed, and its answer is lost. What follows in the tail, pieces as long as the first, must not take
+    its place."""
+    note, lost = store.note_segment, asyncio.Event()
+
+    async def noted_unheard(*given: Any) -> bool:
+        noted = await note(*given)
+        if not lost.is_set():
+            lost.set()
+            raise TemporaryError("the answer is lost")
+        return noted
+
+    monkeypatch.setattr(store, "note_segment", noted_unheard)
+    async with collecting(house, segment_bytes=1 << 18) as context:
+        ready = await started(house, "for n in 1 2 3 4 5; do seq ${n}00001 ${n}50000; sleep 0.3; done")
+        await on_job_submitted(submitted(ready), context)
+        log = await complete(house, ready, 60)
+    assert lost.is_set()
+    assert log == b"".join(
+        b"%d\n" % n for hundred in range(1, 6) for n in range(hundred * 100000 + 1, hundred * 100000 + 50001)
+    )
+    segments = await house.database.fetchval("SELECT segments FROM logs WHERE container = $1", container_of(ready))
+    there = [piece.key async for piece in house.host.objects.list(f"{TENANT}/runs/{ready.run}/logs/")]
+    assert sorted(there) == sorted(each["key"] for each in segments), "something was put where nothing is missing"
+
+
 async def test_a_container_that_is_gone_completes_what_there_is(house: House) -> None:
     async with collecting(house) as context:
         ready = await started(house, "echo here; sleep 60")

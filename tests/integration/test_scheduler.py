@@ -519,6 +519,27 @@ async def test_a_decision_and_the_time_limit_leave_one_outcome(scheduling: Sched
     assert await scheduling.ready(decided) == [("mail", 1), ("deploy", 1)]
 
 
+async def test_a_time_limit_that_passes_while_one_looks_is_decided_at_the_next_look(
+    scheduling: Scheduling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look that was held up must not decide by a later time than the one it acts by: nobody would ever act upon it."""
+    run = await scheduling.start(await scheduling.workflow(WITH_PAUSE))
+    await scheduling.finish(run, "mail")
+    await scheduling.database.execute("UPDATE runs SET wake_at = now() WHERE id = $1", run)
+    due = store.due
+
+    async def held_up(*given: Any) -> list[uuid.UUID]:
+        ids = await due(*given)
+        scheduling.clock.turn(3601)
+        return ids
+
+    monkeypatch.setattr(store, "due", held_up)
+    assert await on_time(scheduling.context) == 1
+    monkeypatch.setattr(store, "due", due)
+    await on_time(scheduling.context)
+    assert await scheduling.state(run) == "cancelled"
+
+
 async def test_t35_a_retry_carries_over_what_succeeded(scheduling: Scheduling) -> None:
     workflow = await scheduling.workflow(TWO_STAGES)
     first = await scheduling.start(workflow)

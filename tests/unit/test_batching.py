@@ -9,6 +9,7 @@ import pytest
 import structlog
 
 from shared.batching import Batcher
+from shared.errors import UnavailableError
 from shared.log import bound
 
 
@@ -41,6 +42,21 @@ async def test_t28_a_bad_item_fails_alone() -> None:
     results = await asyncio.gather(*(batcher.submit(n) for n in range(6)), return_exceptions=True)
     assert [type(result) for result in results] == [type(None)] * 3 + [ValueError] + [type(None)] * 2
     assert sorted(done) == [0, 1, 2, 4, 5]
+
+
+async def test_t77_a_server_that_is_away_is_asked_once_for_a_batch() -> None:
+    """Each question may take its whole time limit."""
+    asked = 0
+
+    async def work(items: Sequence[int]) -> None:
+        nonlocal asked
+        asked += 1
+        raise UnavailableError("no answer")
+
+    batcher: Batcher[int] = Batcher(work)
+    results = await asyncio.gather(*(batcher.submit(n) for n in range(6)), return_exceptions=True)
+    assert [type(result) for result in results] == [UnavailableError] * 6
+    assert asked == 1
 
 
 async def test_a_submitter_that_goes_away_holds_up_nobody() -> None:
