@@ -3,8 +3,8 @@
 `HUBFLOW_CRASH_AT=after-commit:3` lets the process kill itself (SIGKILL, so nothing is tidied up) when it comes to that
 point for the third time after it has become ready. Without the setting each point is a call of an empty function.
 
-The points stand where durability changes hands: in the transaction helper, the relay of the outbox and the acknowledgement
-of the bus. So every handler of every service passes them, also those that are yet to be written.
+The points stand where durability changes hands: in the database helpers, the relay of the outbox and the acknowledgement of
+the bus. So every handler of every service passes them, also those that are yet to be written.
 `tests/e2e/test_crash_points.py` goes through all of them for each service.
 """
 
@@ -21,6 +21,8 @@ class Point(enum.StrEnum):
     """All statements of a transaction are done, nothing is committed: it must be as if it had never begun."""
     AFTER_COMMIT = "after-commit"
     """Committed, and nothing of it published: a sweep must publish it."""
+    AFTER_WRITE = "after-write"
+    """A change that is one statement and tells no event (a claim, a piece of a log) is committed; nobody knows of it yet."""
     AFTER_PUBLISH = "after-publish"
     """The broker has confirmed an event, nobody has marked it as sent: it is published again, and must have no effect."""
     AFTER_MARK = "after-mark"

@@ -14,9 +14,11 @@ else is a bug and passes through.
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import lru_cache
 from typing import Any
 
 import asyncpg
@@ -146,7 +148,8 @@ class Database:
         from the rows it returns."""
         given = outbox.columns(told)
         crash.reached(Point.BEFORE_COMMIT)
-        rows = await self.fetch(statement, *arguments, *given)
+        with translated_errors():
+            rows: list[Any] = await self._pool.fetch(statement, *arguments, *given)
         crash.reached(Point.AFTER_COMMIT)
         self._send(outbox.messages(told, given, seqs(rows)))
         return rows
@@ -165,20 +168,30 @@ class Database:
     async def fetch(self, query: str, *arguments: Any) -> list[Any]:
         with translated_errors():
             rows: list[Any] = await self._pool.fetch(query, *arguments)
-            return rows
+        if rows:
+            _done(query)
+        return rows
 
     async def fetchrow(self, query: str, *arguments: Any) -> Any | None:
         with translated_errors():
-            return await self._pool.fetchrow(query, *arguments)
+            row = await self._pool.fetchrow(query, *arguments)
+        if row is not None:
+            _done(query)
+        return row
 
     async def fetchval(self, query: str, *arguments: Any) -> Any:
         with translated_errors():
-            return await self._pool.fetchval(query, *arguments)
+            value = await self._pool.fetchval(query, *arguments)
+        if value is not None:
+            _done(query)
+        return value
 
     async def execute(self, query: str, *arguments: Any) -> str:
         with translated_errors():
             status: str = await self._pool.execute(query, *arguments)
-            return status
+        if not status.endswith(" 0"):
+            _done(query)
+        return status
 
     async def execute_relaxed(self, query: str, *arguments: Any) -> str:
         """For what may be lost in a crash of the server (marks, leases): returns before it is on disk."""
@@ -225,6 +238,17 @@ async def _prepare_connection(connection: Any) -> None:
 def _dump(value: Any) -> str:
     # PostgreSQL's jsonb has no NUL character; what a job prints may.
     return fit_json(json.dumps(value, separators=(",", ":"), ensure_ascii=False))
+
+
+def _done(query: str) -> None:
+    """A statement has read rows or written them."""
+    if _is_write(query):
+        crash.reached(Point.AFTER_WRITE)
+
+
+@lru_cache(maxsize=1024)
+def _is_write(query: str) -> bool:
+    return re.search(r"\b(INSERT INTO|UPDATE \w+( \w+)? SET|DELETE FROM)\b", query) is not None
 
 
 @contextmanager

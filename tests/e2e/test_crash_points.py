@@ -32,13 +32,17 @@ pytestmark = pytest.mark.servers
 PROCESSES = ("front", *(name for name in SERVICES if name not in FRONT))
 _OF_THE_BUS = frozenset({Point.BEFORE_ACK, Point.AFTER_ACK})
 WITHIN = 90.0
+LATER = [(Point.BEFORE_COMMIT, 3), (Point.AFTER_COMMIT, 2), (Point.AFTER_COMMIT, 5), (Point.AFTER_WRITE, 3)]
+"""The same points at a later time: the first commit of a scheduler is a run's beginning, the next are its jobs' ends, its pause."""
 
 
 def passes(process: str, point: Point) -> bool:
     """Whether a process comes to a point on the main line. Who hears nothing acknowledges nothing; notifier changes no
     state and tells nothing as long as receivers answer: what it does when one does not has a test of its own."""
     if process == "notifier":
-        return point in _OF_THE_BUS
+        return point in {*_OF_THE_BUS, Point.AFTER_WRITE}
+    if point is Point.AFTER_WRITE:
+        return process not in {"front", "scheduler"}  # which always tell what they have changed
     return point not in _OF_THE_BUS or process in TOPICS
 
 
@@ -81,19 +85,21 @@ async def system(
         yield opened
 
 
-@pytest.mark.parametrize("point", Point)
-async def test_t25_every_process_dies_at_this_point_and_every_run_ends_right(system: System, point: Point) -> None:
+@pytest.mark.parametrize(("point", "times"), [*((point, 1) for point in Point), *LATER])
+async def test_t25_every_process_dies_at_this_point_and_every_run_ends_right(
+    system: System, point: Point, times: int
+) -> None:
     armed = {name for name in PROCESSES if passes(name, point)}
     for name in sorted(armed):
         system.kill(name)
-        system.start(name, crash_at=point.value)
+        system.start(name, crash_at=f"{point}:{times}")
     await system.ready(dying=True)
     runs, alive = [], set(armed)
     deadline = asyncio.get_running_loop().time() + WITHIN
     while alive and asyncio.get_running_loop().time() < deadline:
-        runs.append(await started_patiently(system, f"{point}-{len(runs)}", alive))
+        runs.append(await started_patiently(system, f"{point}-{times}-{len(runs)}", alive))
         alive -= await restarted(system, alive, seconds=3)
-    assert not alive, f"they never came to {point}"
+    assert not alive, f"they never came to {point} for the {times}. time"
     for run in runs:
         await ends_right(system, run)
     counts = Counter((system.folder / "witness").read_text().splitlines())
@@ -192,6 +198,7 @@ def test_each_process_passes_some_points_and_each_point_is_passed() -> None:
     left_out = {(process, str(point)) for process in PROCESSES for point in Point if not passes(process, point)}
     assert left_out == {
         ("front", "before-ack"), ("front", "after-ack"), ("status_watcher", "before-ack"), ("status_watcher", "after-ack"),
+        ("front", "after-write"), ("scheduler", "after-write"),
         *(("notifier", f"{when}-{what}") for when, what in
           (("before", "commit"), ("after", "commit"), ("after", "publish"), ("after", "mark"))),
     }  # fmt: skip
