@@ -33,7 +33,7 @@ PROCESSES = ("front", *(name for name in SERVICES if name not in FRONT))
 _OF_THE_BUS = frozenset({Point.BEFORE_ACK, Point.AFTER_ACK})
 WITHIN = 90.0
 LATER = [(Point.BEFORE_COMMIT, 3), (Point.AFTER_COMMIT, 2), (Point.AFTER_COMMIT, 5), (Point.AFTER_WRITE, 3)]
-"""The same points at a later time: the first commit of a scheduler is a run's beginning, the next are its jobs' ends, its pause."""
+"""The same at a later time: a scheduler's first commit is a run's beginning, the next are its jobs' ends and its pause."""
 
 
 def passes(process: str, point: Point) -> bool:
