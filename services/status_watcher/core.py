@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from shared.outcomes import KeptArtifact, Outcome, clean
@@ -119,6 +120,17 @@ class Standing:
     """It has been removed once already."""
     told: bool
     """Its outcome is recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the database holds about a container that the runtime has accepted and that has not ended."""
+
+    uid: str
+    """Of the container seen running, or ""."""
+    submitted_at: datetime
+    started_at: datetime | None
+    """When it began, if it was seen running."""
 
 
 def share_of(container: str) -> str:

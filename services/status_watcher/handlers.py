@@ -267,24 +267,32 @@ async def reconcile(context: Context) -> None:
     # The database first: what it expects now was accepted by the runtime long before the list is made.
     expected = await store.unfinished(context.database, context.settings.lost_seconds, context.shares.held)
     listed = {seen.name: seen for seen in await context.runtime.list() if context.shares.hold(seen.name)}
-    for name, uid in expected.items():
+    for name, known in expected.items():
         seen = listed.get(name)
-        if seen is None or (uid and seen.uid and seen.uid != uid):
-            await _confirm_lost(name, uid, context)
+        if seen is None or (known.uid and seen.uid and seen.uid != known.uid):
+            await _confirm_lost(name, known, context)
         else:
             context.pending.put(seen)
     await _end_orphans(listed.values(), context)
 
 
-async def _confirm_lost(name: str, uid: str, context: Context) -> None:
+async def _confirm_lost(name: str, known: core.Expected, context: Context) -> None:
     seen = await context.runtime.inspect(name)
-    if seen is not None and (not uid or seen.uid == uid):
+    if seen is not None and (not known.uid or seen.uid == known.uid):
         context.pending.put(seen)
         return
     message = (
         "the container is not there any more and left no outcome: removed by hand, or its node was lost? Try again"
     )
-    context.pending.put(Observation(name, uid, Phase.GONE, {}, reason=Reason.CONTAINER_GONE, message=message))
+    started_at = known.started_at
+    if started_at is None and context.runtime.name != "kubernetes":
+        # What these runtimes accept has begun, though nobody saw it; a pod may have waited for its node or image all the time.
+        started_at = known.submitted_at
+    context.pending.put(
+        Observation(
+            name, known.uid, Phase.GONE, {}, reason=Reason.CONTAINER_GONE, message=message, started_at=started_at
+        )
+    )
 
 
 async def _end_orphans(listed: Iterable[Observation], context: Context) -> None:

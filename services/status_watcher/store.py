@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from services.status_watcher.core import Standing
+from services.status_watcher.core import Expected, Standing
 from shared.db.database import Database
 
 LEASE = "status_watcher:"
 """Prefix of the leases of the watchers; the holder's name follows."""
 
 _MISSING = """
-SELECT a.container, coalesce(o.uid, '') AS uid
+SELECT a.container, coalesce(o.uid, '') AS uid, a.submitted_at, o.started_at
 FROM jobs j
 JOIN attempts a ON a.run = j.run AND a.job = j.name AND a.attempt = j.attempt
 LEFT JOIN attempt_outcomes o ON o.container = a.container
@@ -80,9 +80,10 @@ async def give_back(database: Database, holder: str) -> None:
         )  # fmt: skip
 
 
-async def unfinished(database: Database, seconds: float, shares: Iterable[str]) -> dict[str, str]:
-    """Containers of these shares (with the uid seen, or "") accepted more than `seconds` ago whose outcome nobody has told."""
-    return {row["container"]: row["uid"] for row in await database.fetch(_MISSING, seconds, list(shares))}
+async def unfinished(database: Database, seconds: float, shares: Iterable[str]) -> dict[str, Expected]:
+    """Containers of these shares accepted more than `seconds` ago whose outcome nobody has told."""
+    rows = await database.fetch(_MISSING, seconds, list(shares))
+    return {row["container"]: Expected(row["uid"], row["submitted_at"], row["started_at"]) for row in rows}
 
 
 async def standings(database: Database, containers: Sequence[str]) -> dict[str, Standing]:
