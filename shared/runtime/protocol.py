@@ -169,8 +169,8 @@ class Runtime(Protocol):
     def watch(self) -> AsyncIterator[Observation]:
         """Every container once, then each change as it comes. Never ends by itself; raises TemporaryError when broken.
 
-        A FINISHED observation carries the result document. A container that vanishes before this watch has told its end
-        is told as GONE; the removal of a finished one is not news.
+        A FINISHED observation carries the result document. A container that was told as RUNNING and vanishes before this watch
+        has told its end is told as GONE; the removal of one that has finished, or not begun, is not news.
         """
         ...
 

@@ -23,9 +23,9 @@ class Telling:
         told = self._told.get(name)
         if told is not None and (seen is None or seen.uid != told.uid):
             del self._told[name]
-            # Who takes over a start that was left half done may replace the container: nothing is lost by that.
-            replaced = seen is not None and told.phase is Phase.PENDING
-            if told.phase is not Phase.FINISHED and not replaced:
+            # What has not begun may be replaced by who takes over its start, or by the very start that it is part of: whether
+            # an attempt whose container is not there is lost, its start or the status watcher's sweep will find.
+            if told.phase is Phase.RUNNING:
                 yield gone(told)
             told = None
         if seen is not None and (told is None or _ORDER[told.phase] < _ORDER[seen.phase]):
