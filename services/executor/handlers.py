@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from services.executor.turns import Turns
 from shared import object_keys
 from shared.batching import Batcher
 from shared.bus.protocol import Message
-from shared.clock import Clock, timestamp
+from shared.clock import Clock
 from shared.db.database import Database
 from shared.errors import PermanentError, TemporaryError, UnavailableError
 from shared.events import JobEvent, JobReady, JobStopRequested, JobSubmitted, RunFinished, decode
@@ -98,6 +98,23 @@ class Context:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class _Deadline:
+    """After which a claimed attempt must not be started, by two clocks: the loop's stands still while the machine is suspended,
+    and the machine's may be set."""
+
+    loop: float
+    clock: datetime
+
+    @classmethod
+    def of(cls, context: Context) -> _Deadline:
+        seconds = context.settings.start_seconds
+        return cls(asyncio.get_running_loop().time() + seconds, context.clock.now() + timedelta(seconds=seconds))
+
+    def over(self, context: Context) -> bool:
+        return asyncio.get_running_loop().time() >= self.loop or context.clock.now() >= self.clock
+
+
 class NotYetError(TemporaryError):
     """A claimed attempt cannot have its container yet: there is no room for it, or its registry does not answer. The scheduler
     tells job.ready again for as long as that is so, and the job's `pending_timeout` ends it."""
@@ -119,7 +136,7 @@ async def on_job_ready(event: JobReady, context: Context) -> None:
             last = patience - context.settings.start_seconds
             async with context.turns.taken(event.tenant, max(SHORTEST_WAIT, last - loop.time())):
                 # The deadline counts from before the claim: what comes later may meet another attempt to start, or to stop.
-                deadline = loop.time() + context.settings.start_seconds
+                deadline = _Deadline.of(context)
                 claiming = store.Claiming(container)
                 await context.claims.submit(claiming)
                 if claiming.found is None:
@@ -133,7 +150,9 @@ async def on_job_ready(event: JobReady, context: Context) -> None:
                 with _not_yet(container):
                     if spec is None and not running:
                         spec = await _spec(event, claimed, stage, job, context, deadline)
-                    accepted = spec is None or await _start(spec, deadline, context)
+                    accepted = spec is None or await _start(
+                        dataclasses.replace(spec, again=claimed.again), deadline, context
+                    )
             if accepted:
                 await context.submissions.submit(Submitted(event, container, job.grace))
                 return
@@ -206,10 +225,13 @@ def _place_in(claimed: Claim) -> tuple[Stage, Job]:
     )
 
 
-async def _start(spec: ContainerSpec, deadline: float, context: Context) -> bool:
+async def _start(spec: ContainerSpec, deadline: _Deadline, context: Context) -> bool:
     """False if the runtime has not accepted the container before the deadline; then the attempt must be claimed anew."""
+    if deadline.over(context):
+        # This process was stopped, or its machine; and a start that never waits cannot be cancelled.
+        return False
     try:
-        async with asyncio.timeout_at(deadline):
+        async with asyncio.timeout_at(deadline.loop):
             await context.runtime.start(spec)
     except TimeoutError:
         return False
@@ -217,11 +239,11 @@ async def _start(spec: ContainerSpec, deadline: float, context: Context) -> bool
 
 
 async def _spec(
-    event: JobReady, claimed: Claim, stage: Stage, job: Job, context: Context, deadline: float
+    event: JobReady, claimed: Claim, stage: Stage, job: Job, context: Context, deadline: _Deadline
 ) -> ContainerSpec:
     """Raises UnavailableError for what does not answer before the deadline: a place is held meanwhile."""
     try:
-        async with asyncio.timeout_at(deadline):
+        async with asyncio.timeout_at(deadline.loop):
             return await _composed(event, claimed, stage, job, context)
     except TimeoutError as error:
         raise UnavailableError(
@@ -241,7 +263,7 @@ async def _composed(event: JobReady, claimed: Claim, stage: Stage, job: Job, con
         name=claimed.container,
         image=image,
         document=document,
-        labels=_labels(claimed, context),
+        labels=_labels(claimed),
         script=bool(job.script),
         resources=Resources(job.resources.cpu or 0, job.resources.memory or 0),
         registry_auth=auth,
@@ -249,7 +271,6 @@ async def _composed(event: JobReady, claimed: Claim, stage: Stage, job: Job, con
         shared_directory=composed.shared_directory,
         services=services,
         options=composed.options,
-        again=claimed.again,
     )
 
 
@@ -263,15 +284,13 @@ async def _services(services: Sequence[ServiceSpec], facts: Facts, context: Cont
     return tuple(found)
 
 
-def _labels(claimed: Claim, context: Context) -> dict[str, str]:
-    start_by = context.clock.now() + timedelta(seconds=context.settings.start_seconds)
+def _labels(claimed: Claim) -> dict[str, str]:
     return {
         "tenant": claimed.tenant,
         "run": str(claimed.run),
         "stage": claimed.stage,
         "job": claimed.job,
         "attempt": str(claimed.attempt),
-        "start_by": timestamp(start_by),
     }
 
 

@@ -86,7 +86,7 @@ class ContainerSpec:
     document: Mapping[str, Any]
     """An empty `command` means the image's own; runtimes that hold the image (docker) look it up, others refuse."""
     labels: Mapping[str, str]
-    """tenant, run, job, attempt and `start_by` (see Runtime.start); returned with each observation."""
+    """tenant, run, stage, job and attempt; returned with each observation."""
     script: bool = False
     """The command is the workflow's own script and not the image's: a runtime without images may run it as it is."""
     resources: Resources = field(default_factory=Resources)

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -45,6 +46,7 @@ from shared.outcomes import Outcome, record_outcomes
 from shared.runtime.protocol import ContainerSpec, Observation, Phase
 from tests.cluster.images import job_images
 from tests.integration.jobs import ROOT, TENANT, House, container_of, opened_house, tasks_of, until
+from tests.integration.scheduling import Hands
 from tests.servers.registry import started_registry
 
 SIMPLE = """
@@ -216,6 +218,40 @@ async def test_a_start_that_finds_no_room_is_left_to_the_scheduler_and_not_parke
     runtime.begun = Observation(container_of(ready), "u", Phase.PENDING, {})
     await asyncio.wait_for(bus.publish(told), 20)
     assert [each.tries for each in await bus.dead()] == [6]
+
+
+@pytest.mark.parametrize("suspended", [False, True])
+async def test_what_was_stopped_between_claim_and_start_claims_again(house: House, *, suspended: bool) -> None:
+    """Another process may have started the attempt meanwhile and removed it, or told that nothing of it has run. While a
+    machine is suspended, only its clock goes on."""
+    ready = await house.ready(await house.run(SIMPLE), "hello")
+    hands = Hands()
+    claimed_before: list[bool] = []
+
+    class Stopping:
+        stopped = False
+
+        @property
+        def name(self) -> str:
+            """What is asked between claim and start."""
+            if not self.stopped:
+                self.stopped = True
+                if suspended:
+                    hands.turn(60)
+                else:
+                    time.sleep(0.6)
+            return "process"
+
+        async def start(self, spec: ContainerSpec) -> None:
+            """Like that of plain processes it never waits."""
+            claimed_before.append(spec.again)
+
+    executor = dataclasses.replace(
+        executor_of(house, Stopping()), clock=hands, settings=ExecutorSettings(start_seconds=20 if suspended else 0.5)
+    )
+    await on_job_ready(ready, executor)
+    assert claimed_before == [True]
+    assert len(await house.told(ready.run, JobSubmitted)) == 1
 
 
 class Hanging:
