@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -34,7 +34,7 @@ from shared.events import JobEvent, JobReady, JobStopRequested, JobSubmitted, Ru
 from shared.log import bound, get_logger
 from shared.objects import ObjectStore
 from shared.outcomes import Outcome, clean, record_outcomes
-from shared.runtime.protocol import ContainerSpec, Resources, Runtime, ServiceSpec, container_name
+from shared.runtime.protocol import ContainerSpec, Phase, Resources, Runtime, ServiceSpec, container_name
 from shared.states import JobState, Reason
 from shared.vault import Vault
 from shared.workflow.model import BUILTIN_RUN_FLOW, Job, Stage
@@ -85,6 +85,8 @@ class Context:
     """A function that gives the console's address (known only once the process listens)."""
     models: store.Models
     turns: Turns
+    starting: set[str] = field(default_factory=set)
+    """Containers of which a job.ready is being worked on here: its reminders would take places, and get in each other's way."""
 
     @classmethod
     def of(cls, *, database: Database, runtime: Runtime, settings: ExecutorSettings, **others: Any) -> Context:
@@ -127,43 +129,53 @@ class NotYetError(TemporaryError):
 async def on_job_ready(event: JobReady, context: Context) -> None:
     """Start the attempt's container, unless it must not start any more."""
     container = container_name(str(event.run), event.job, event.attempt)
+    if container in context.starting:
+        return  # a reminder; the message that is being worked on is not acknowledged before this start is over
+    context.starting.add(container)
+    try:
+        await _bring_up(event, container, context)
+    except PermanentError as error:
+        await _record(event, _failed(container, error), context)
+    finally:
+        context.starting.discard(container)
+
+
+async def _bring_up(event: JobReady, container: str, context: Context) -> None:
+    """Try to start it for as long as our patience lasts."""
     loop = asyncio.get_running_loop()
     patience = loop.time() + context.settings.patience_seconds
     spec: ContainerSpec | None = None
-    try:
-        while True:
-            # A turn for each try: what waits for its image lets others go before.
-            last = patience - context.settings.start_seconds
-            async with context.turns.taken(event.tenant, max(SHORTEST_WAIT, last - loop.time())):
-                # The deadline counts from before the claim: what comes later may meet another attempt to start, or to stop.
-                deadline = _Deadline.of(context)
-                claiming = store.Claiming(container)
-                await context.claims.submit(claiming)
-                if claiming.found is None:
-                    await _after_refused_claim(event, container, context)
-                    return
-                claimed, running = claiming.found
-                stage, job = _place_in(claimed)
-                if job.builtin:
-                    await _run_builtin(event, claimed, stage, job, context)
-                    return
-                with _not_yet(container):
-                    if spec is None and not running:
-                        spec = await _spec(event, claimed, stage, job, context, deadline)
-                    accepted = spec is None or await _start(
-                        dataclasses.replace(spec, again=claimed.again), deadline, context
-                    )
-            if accepted:
-                await context.submissions.submit(Submitted(event, container, job.grace))
+    while True:
+        # A turn for each try: what waits for its image lets others go before.
+        last = patience - context.settings.start_seconds
+        async with context.turns.taken(event.tenant, max(SHORTEST_WAIT, last - loop.time())):
+            # The deadline counts from before the claim: what comes later may meet another attempt to start, or to stop.
+            deadline = _Deadline.of(context)
+            claiming = store.Claiming(container)
+            await context.claims.submit(claiming)
+            if claiming.found is None:
+                await _after_refused_claim(event, container, context)
                 return
-            if loop.time() > last:
-                raise NotYetError(
-                    f"the runtime has not accepted {container} yet; is an image being pulled?",
-                    container=container,
-                    delay=1.0,
+            claimed, running = claiming.found
+            stage, job = _place_in(claimed)
+            if job.builtin:
+                await _run_builtin(event, claimed, stage, job, context)
+                return
+            with _not_yet(container):
+                if spec is None and not running:
+                    spec = await _spec(event, claimed, stage, job, context, deadline)
+                accepted = spec is None or await _start(
+                    dataclasses.replace(spec, again=claimed.again), deadline, context
                 )
-    except PermanentError as error:
-        await _record(event, _failed(container, error), context)
+        if accepted:
+            await context.submissions.submit(Submitted(event, container, job.grace))
+            return
+        if loop.time() > last:
+            raise NotYetError(
+                f"the runtime has not accepted {container} yet; is an image being pulled?",
+                container=container,
+                delay=1.0,
+            )
 
 
 async def on_job_stop_requested(event: JobStopRequested, context: Context) -> None:
@@ -202,6 +214,12 @@ async def _after_refused_claim(event: JobReady, container: str, context: Context
     standing = await store.standing(context.database, container, NEVER_STARTED)
     if standing is not None and standing.finished and standing.seen and not standing.submitted:
         await context.submissions.submit(Submitted(event, container, 0.0))
+
+
+async def _has_begun(container: str, context: Context) -> bool:
+    """Not: what holds its name while its image is being pulled."""
+    seen = await context.runtime.inspect(container)
+    return seen is not None and seen.phase is not Phase.PENDING
 
 
 @contextmanager
@@ -427,6 +445,6 @@ async def handle(message: Message, context: Context) -> None:
         except NotYetError as error:
             # What has begun may end before the next reminder, and then there would be none; but its start must be told
             # all the same (see `_after_refused_claim`).
-            if message.tries < TRIES_BEFORE_REMINDER or await context.runtime.inspect(error.container) is not None:
+            if message.tries < TRIES_BEFORE_REMINDER or await _has_begun(error.container, context):
                 raise
             _log.warning("start is left to the scheduler's reminder", reason=str(error))

@@ -214,10 +214,39 @@ async def test_a_start_that_finds_no_room_is_left_to_the_scheduler_and_not_parke
     assert (tries, await bus.dead()) == (3, [])
     await asyncio.wait_for(bus.publish(told), 20)  # the reminder
     assert (tries, await bus.dead()) == (6, [])
-    # What has begun may end before a reminder comes, and must be told then: it is tried like anything else.
+    # So is one whose image is being pulled while a container without content holds its name.
     runtime.begun = Observation(container_of(ready), "u", Phase.PENDING, {})
     await asyncio.wait_for(bus.publish(told), 20)
+    assert (tries, await bus.dead()) == (9, [])
+    # What has begun may end before a reminder comes, and must be told then: it is tried like anything else.
+    runtime.begun = dataclasses.replace(runtime.begun, phase=Phase.RUNNING)
+    await asyncio.wait_for(bus.publish(told), 20)
     assert [each.tries for each in await bus.dead()] == [6]
+
+
+async def test_a_reminder_of_a_start_that_goes_on_here_takes_no_place(house: House) -> None:
+    """While an image is pulled one comes every 30 seconds, and each would take the container over from the others."""
+    ready = await house.ready(await house.run(SIMPLE), "hello")
+    begun, pulled, starts = asyncio.Event(), asyncio.Event(), 0
+
+    class Pulling:
+        name = "process"
+
+        async def start(self, spec: ContainerSpec) -> None:
+            nonlocal starts
+            starts += 1
+            begun.set()
+            await pulled.wait()
+
+    executor = executor_of(house, Pulling())
+    first = asyncio.create_task(on_job_ready(ready, executor))
+    await begun.wait()
+    await asyncio.wait_for(on_job_ready(ready, executor), 5)
+    assert (starts, first.done()) == (1, False)
+    pulled.set()
+    await first
+    assert len(await house.told(ready.run, JobSubmitted)) == 1
+    assert executor.starting == set()
 
 
 @pytest.mark.parametrize("suspended", [False, True])
