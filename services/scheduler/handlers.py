@@ -73,6 +73,8 @@ class _Work:
     full: Full = field(default_factory=Full)
     groups: dict[tuple[str, str], list[Any]] = field(default_factory=dict)
     """(tenant, concurrency group) -> its members as read under the tenant's lock."""
+    newest: dict[tuple[str, str], int] = field(default_factory=dict)
+    """(tenant, concurrency group) -> number of the run that supersedes the others, who have been asked to end."""
 
     def take(self, step: core.Step, cause: Event | None = None) -> None:
         self.now[step.run.id] = step.run
@@ -392,35 +394,58 @@ async def _admit(tx: Transaction, context: Context, work: _Work, *, ours_first: 
 
 
 async def _run_held(tx: Transaction, work: _Work, run: Run, quota: Quota, used: Usage | None) -> Held | None:
+    place = (run.tenant, run.concurrency_group or "")
+    superseding = False
     if run.concurrency_group and run.plan.concurrency:
-        place = (run.tenant, run.concurrency_group)
         if place not in work.groups:
             work.groups[place] = await store.group_members(tx.connection, *place)
-        members = [each for each in work.groups[place] if not _over(work, each["id"])]
-        if run.plan.concurrency.policy == "cancel_superseded":
-            await _supersede(tx, work, run, members)
-        if held := _group_held(work, run, run.plan.concurrency, members):
+        superseding = run.plan.concurrency.policy == "cancel_superseded"
+        if superseding and (newest := await _supersede(tx, work, place)) > run.number:
+            held: Held | None = _superseded(newest)
+        else:
+            members = [each for each in work.groups[place] if not _over(work, each["id"])]
+            held = _group_held(work, run, run.plan.concurrency, members)
+        if held is not None:
             work.full.groups.add(place)
             return held
     held = admit_run(quota, used) if used is not None else None
     if held is not None:
         work.full.runs.add(run.tenant)
+    elif superseding and (newest := await store.newest_ended(tx.connection, *place, run.number)):
+        # Its number was taken before, and it was recorded when the newer one was over.
+        await _ask_to_end(tx, work, place, [run.id], newest)
+        held = _superseded(newest)
     return held
 
 
-async def _supersede(tx: Transaction, work: _Work, run: Run, members: Sequence[Any]) -> None:
-    """The newest run of a group asks those before it to end, unless they end already or were asked: a request that the
-    scheduler has not heard yet is on its way."""
-    *older, newest = [each["id"] for each in members if not _ending(work, each)]
-    if newest != run.id or not older:
-        return
-    asked = await store.asked_to_end(tx.connection, older)
-    why = f"superseded in the concurrency group {run.concurrency_group!r}"
+async def _supersede(tx: Transaction, work: _Work, place: tuple[str, str]) -> int:
+    """All runs of a group but the newest are asked to end, whichever of them is looked at: the newest may have been recorded
+    before others. Returns its number. One that is being ended takes nobody's place."""
+    if place not in work.newest:
+        *older, newest = [each for each in work.groups[place] if not _ending(work, each)]
+        work.newest[place] = newest["number"]
+        await _ask_to_end(
+            tx, work, place, [each["id"] for each in older if not _over(work, each["id"])], newest["number"]
+        )
+    return work.newest[place]
+
+
+async def _ask_to_end(
+    tx: Transaction, work: _Work, place: tuple[str, str], runs: Sequence[uuid.UUID], newest: int
+) -> None:
+    """Unless they were asked: a request that the scheduler has not heard yet is on its way."""
+    tenant, group = place
+    asked = await store.asked_to_end(tx.connection, runs) if runs else set()
+    why = f"superseded in the concurrency group {group!r}"
     work.events.extend(
-        RunCancelRequested(tenant=run.tenant, run=id, by="scheduler", why=why, superseded_by=run.number)
-        for id in older
+        RunCancelRequested(tenant=tenant, run=id, by="scheduler", why=why, superseded_by=newest)
+        for id in runs
         if id not in asked
     )
+
+
+def _superseded(newest: int) -> Held:
+    return Held(Reason.CONCURRENCY, f"run #{newest} of its group takes its place")
 
 
 def _group_held(work: _Work, run: Run, concurrency: ConcurrencyPlan, members: Sequence[Any]) -> Held | None:

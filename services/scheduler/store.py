@@ -237,6 +237,18 @@ async def group_members(connection: Any, tenant: str, group: str) -> list[Any]:
     return rows
 
 
+async def newest_ended(connection: Any, tenant: str, group: str, number: int) -> int | None:
+    """Number of the newest run of a concurrency group after `number` that came to its own end; None if there is none."""
+    newest: int | None = await connection.fetchval(
+        "SELECT number FROM runs WHERE tenant = $1 AND number > $3 AND concurrency_group = $2 "
+        "AND finished_at IS NOT NULL AND ending_state IS NULL ORDER BY number DESC LIMIT 1",
+        tenant,
+        group,
+        number,
+    )
+    return newest
+
+
 async def asked_to_end(connection: Any, runs: Sequence[uuid.UUID]) -> set[uuid.UUID]:
     """Those of which somebody has requested to cancel them, whether or not the scheduler has heard of it."""
     rows = await connection.fetch(

@@ -20,7 +20,7 @@ from shared.events import (
     StageDecided,
     from_map,
 )
-from shared.runs import NewRun, create_run
+from shared.runs import NUMBER, NewRun, create_run
 from shared.workflow.parser import parse_workflow
 from shared.workflow.plan import plan
 
@@ -77,7 +77,12 @@ class Scheduling:
         await self.hear(await self.told(run, RunCreated))
         return run
 
-    async def record(self, workflow: str, tenant: str = "acme", **values: Any) -> uuid.UUID:
+    async def number(self) -> int:
+        """Of a run that is yet to be recorded."""
+        number: int = await self.database.fetchval(f"SELECT {NUMBER}")
+        return number
+
+    async def record(self, workflow: str, tenant: str = "acme", number: int | None = None, **values: Any) -> uuid.UUID:
         """A run of which the scheduler has not heard yet."""
         async with self.database.transaction() as tx:
             run, _ = await create_run(
@@ -92,6 +97,7 @@ class Scheduling:
                         **values,
                     }
                 ),
+                number,
             )
         return run
 

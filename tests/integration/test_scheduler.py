@@ -440,6 +440,40 @@ async def test_the_newest_run_of_a_group_supersedes_each_older_one_once(scheduli
     assert await scheduling.ready(runs[-1]) == [("a", 1)]
 
 
+@pytest.mark.parametrize("newer", ["active", "ended", "ended in the same step", "cancelled"])
+async def test_a_run_that_is_recorded_after_a_newer_one_of_its_group_does_not_run(
+    scheduling: Scheduling, newer: str
+) -> None:
+    """Numbers are taken before the runs are recorded. An older commit was deployed after the newer one."""
+    workflow = await scheduling.workflow(SUPERSEDING)
+    number = await scheduling.number()
+    new = await scheduling.start(workflow, concurrency_group="pr")
+    if newer == "cancelled":
+        await scheduling.cancel(new)
+        await scheduling.finish(new, "a", "cancelled")
+    if newer == "ended":
+        await scheduling.finish(new, "a")
+    old = await scheduling.record(workflow, number=number, concurrency_group="pr")
+    created = await scheduling.told(old, RunCreated)
+    if newer == "ended in the same step":
+        place = {"tenant": "acme", "run": new, "stage": "s", "job": "a", "attempt": 1}
+        created.append(JobFinished(**place, state="succeeded"))
+    await scheduling.hear(created)
+    await scheduling.admission()
+    if newer == "cancelled":  # a person wants it not to run, which says nothing about the one before
+        assert await scheduling.ready(old) == [("a", 1)]
+        return
+    [request] = await scheduling.told(old, RunCancelRequested)
+    assert request.superseded_by == (await scheduling.run(new))["number"]
+    await scheduling.forward_requests(old)
+    await scheduling.admission()
+    run = await scheduling.run(old)
+    assert (run["state"], run["reason"], await scheduling.ready(old)) == ("cancelled", "Superseded", [])
+    if newer == "active":
+        await scheduling.finish(new, "a")
+    assert await scheduling.state(new) == "succeeded"
+
+
 async def test_a_run_that_a_person_has_asked_to_end_is_not_asked_again_by_its_group(scheduling: Scheduling) -> None:
     workflow = await scheduling.workflow(SUPERSEDING)
     old = await scheduling.start(workflow, concurrency_group="pr")
