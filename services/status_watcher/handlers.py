@@ -163,7 +163,7 @@ async def _whole_result(seen: Observation, objects: ObjectStore) -> Mapping[str,
         raise PermanentError("its digest is wrong", reason=Reason.WRAPPER_FAILED)
     try:
         document = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise PermanentError("it is not JSON", reason=Reason.WRAPPER_FAILED) from None
     return {name: value for name, value in document.items() if name != "overflow"} if isinstance(document, dict) else {}
 

@@ -341,7 +341,7 @@ def result_in(words: bytes) -> dict[str, Any] | None:
     _, begins, rest = words.rpartition(RESULT_BEGINS)
     try:
         result, _ = json.JSONDecoder().raw_decode((begins + rest).decode())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return result if isinstance(result, dict) else None
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from shared.log import get_logger
 from shared.runtime import kubernetes_body as body
 from shared.runtime.protocol import Observation, Phase
 from shared.runtime.results import finished, moment
@@ -37,6 +38,7 @@ _PASSING = ("exceeded quota", "status unknown for quota", "is being terminated",
             "not yet ready to handle request", "cannot create resource")  # fmt: skip
 """What is said of a quota that is used up or new, of a namespace that is gone or not ready yet, by a server that has just
 started, and of rights that the operator has not given to the executor: none of this is about the pod."""
+_log = get_logger("runtime")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,18 @@ def _services(statuses: list[dict[str, Any]] | None) -> dict[str, Mapping[str, A
 
 
 def observe(pod: Pod, now: datetime) -> Observation | None:
-    """What the pod shows; None if it is gone for us."""
+    """What the pod shows; None if it is gone for us. One that cannot be understood makes nobody blind for the others (T17)."""
+    try:
+        return _observed(pod, now)
+    except Exception as error:
+        _log.exception("pod not understood", pod=pod.name)
+        message = f"pod {pod.name} cannot be understood: {error!r}"
+        if "terminated" not in pod.job:
+            return Observation(pod.name, pod.uid, Phase.PENDING, pod.notes, message=message)
+        return Observation(pod.name, pod.uid, Phase.FINISHED, pod.notes, reason=Reason.WRAPPER_FAILED, message=message)
+
+
+def _observed(pod: Pod, now: datetime) -> Observation | None:
     if pod.vanishing:
         return None
     if "terminated" in pod.job:
@@ -228,7 +241,7 @@ def _result(pod: Pod, state: Mapping[str, Any]) -> dict[str, Any] | None:
     """The wrapper's document. A job may write to the same file: what is none, or another attempt's, counts as none."""
     try:
         result = json.loads(state.get("message") or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return result if isinstance(result, dict) and result.get("attempt") == pod.name else None
 

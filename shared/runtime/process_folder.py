@@ -546,7 +546,7 @@ def _read_json(path: str) -> dict[str, Any] | None:
     with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
         try:
             value = json.loads(file.read())
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     return value if isinstance(value, dict) else None
 

@@ -20,6 +20,7 @@ from cli.serving import load_services
 from services.status_watcher.core import outcome_of, overflowed
 from shared.config import load
 from shared.errors import ConfigurationError, PermanentError
+from shared.runtime import docker_body
 from shared.runtime import kubernetes_body as body
 from shared.runtime.allowed import Allowed
 from shared.runtime.kubernetes_config import config_of, open_kubernetes
@@ -313,6 +314,19 @@ def test_t17_a_result_that_a_job_has_made_up_is_read_as_far_as_it_goes(odd: dict
     assert seen is not None
     assert not overflowed(seen)
     assert outcome_of(seen).state in {"succeeded", "failed"}
+
+
+@pytest.mark.parametrize("message", ["[" * 4096, 7], ids=["brackets", "no text"])
+def test_t17_a_termination_message_that_cannot_be_read_fails_its_own_job_only(message: Any) -> None:
+    """Brackets that a job has written were too deep for Python's reader, and ended every status_watcher, again and again."""
+    killed = {"exitCode": 137, "reason": "Error", "message": message}
+    seen = observe(pod_of(pod(phase="Failed", containerStatuses=state(terminated=killed))), NOW)
+    assert seen is not None
+    assert (seen.phase, seen.reason, seen.result) == (Phase.FINISHED, "WrapperFailed", None)
+
+
+def test_t17_brackets_without_end_are_no_result_on_an_engine() -> None:
+    assert docker_body.result_in(docker_body.RESULT_BEGINS + b': 1, "outputs": ' + b"[" * 300_000) is None
 
 
 def test_a_stopped_pod_is_overdue_only_when_its_node_has_had_its_time() -> None:

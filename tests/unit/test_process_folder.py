@@ -39,6 +39,19 @@ def test_what_is_removed_while_one_looks_is_gone_and_not_failed(
     assert seen is None or Path(container.folder).exists()
 
 
+def test_t17_a_result_of_brackets_without_end_is_none(tmp_path: Path) -> None:
+    """A job may write it; Python's reader gives up on it in a way of its own."""
+    layout = Layout(tmp_path)
+    layout.create()
+    uid = folders.new_uid()
+    with folders.prepared(layout, ContainerSpec("one", "", {}, {}), {"command": ["true"]}, uid) as container:
+        assert container is not None
+        Path(container.event("result.json")).write_text("[" * 300_000)
+        seen = folders.observe(layout, "one")
+    assert seen is not None
+    assert seen.result is None
+
+
 def test_markers_of_what_was_removed_by_hand_are_swept_and_those_of_others_stay(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     layout.create()
