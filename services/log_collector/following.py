@@ -25,14 +25,12 @@ from shared.db.database import Database
 from shared.errors import TemporaryError
 from shared.log import get_logger
 from shared.objects import ObjectStore
-from shared.runtime.protocol import IncompleteLogError, Runtime
+from shared.runtime.protocol import NEVER_ROTATED, IncompleteLogError, Runtime
 
 UPLOAD_SECONDS = 60.0
 LONGEST_WAIT = 15.0
 PIECE = 1 << 18
 """Bytes of output that are taken in before the next look whether there is room."""
-NEVER_ROTATED = 1 << 20
-"""Bytes of a log up to which nobody rotates it. (kubelet does at 10 MiB, unless told otherwise.)"""
 
 _log = get_logger("log_collector")
 

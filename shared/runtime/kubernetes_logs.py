@@ -20,7 +20,7 @@ from shared.runtime import kubernetes_body as body
 from shared.runtime.kubernetes_api import Api, ApiError
 from shared.runtime.kubernetes_read import Pod, is_over, observe
 from shared.runtime.kubernetes_watch import UNKNOWN, Pods
-from shared.runtime.protocol import IncompleteLogError
+from shared.runtime.protocol import NEVER_ROTATED, IncompleteLogError
 from shared.runtime.results import moment
 
 END_TOLD_WITHIN = 3.0
@@ -46,6 +46,8 @@ LOOKED_EVERY = 30.0
 """Seconds after which a pod is looked at again of which the watch brings nothing."""
 REMEMBERED = 1024
 """Bytes by which the place in a log is found again that was left in a file which was rotated away."""
+BROKEN_OFF = 4096
+"""Logs at most whose places are remembered, the latest, until whoever was reading them goes on."""
 _STARTED = ("running", "terminated")
 _NODE_SAYS = re.compile(
     rb"unable to retrieve container logs for [a-z-]+://[0-9a-f]+|failed to try resolving symlinks in path \"[^\"\n]+\": [^\n]+"
@@ -113,7 +115,7 @@ class _Reading:
     left_behind: bool = False
     """The newest file is another one, and where to go on in it is not known yet."""
     last: bytes = b""
-    """The last bytes read; empty before this reader has read any: where another one has stopped is not verified."""
+    """The last bytes read; empty before this process has read any: where another one has stopped is not verified."""
 
     def take(self, chunk: bytes) -> None:
         """It was read."""
@@ -139,23 +141,35 @@ class Logs:
         self._api = api
         self._pods = pods
         self._find = find
+        self._broken_off: dict[str, tuple[str, _Reading]] = {}
+        """Name -> uid and place of a log that was not read to its end."""
 
     async def read(self, name: str, offset: int, *, follow: bool) -> AsyncIterator[bytes]:
         """See `Runtime.logs`."""
         pod = await self._look(name)
+        left = self._broken_off.pop(name, None)
         if pod is None:
             raise KeyError(name)
-        reading = _Reading(offset, offset)
-        while pod is not None and not pod.vanishing and not reading.given_up:
-            ended = self._ended(pod)  # asked before reading: who has ended has written all
-            if _has_started(pod):
-                chunks = self._once(pod, reading, ended=ended, follow=follow)
-                async with contextlib.aclosing(chunks):
-                    async for chunk in chunks:
-                        yield chunk
-            if not follow:
-                return
-            pod = await (self._after_end(pod, reading) if ended else self._while_it_runs(pod, reading))
+        uid, reading = pod.uid, _Reading(offset, offset)
+        if left is not None and (left[0], left[1].offset) == (uid, offset):
+            # How much of its newest file was read does not follow from the offset, if a node has rotated it.
+            reading = _Reading(offset, left[1].skip, left_behind=left[1].left_behind, last=left[1].last)
+        try:
+            while pod is not None and not pod.vanishing and not reading.given_up:
+                ended = self._ended(pod)  # asked before reading: who has ended has written all
+                if _has_started(pod):
+                    chunks = self._once(pod, reading, ended=ended, follow=follow)
+                    async with contextlib.aclosing(chunks):
+                        async for chunk in chunks:
+                            yield chunk
+                if not follow:
+                    return
+                pod = await (self._after_end(pod, reading) if ended else self._while_it_runs(pod, reading))
+        except BaseException:  # also that of who does not want more now
+            self._broken_off[name] = uid, reading
+            if len(self._broken_off) > BROKEN_OFF:
+                del self._broken_off[next(iter(self._broken_off))]
+            raise
 
     async def _once(self, pod: Pod, reading: _Reading, *, ended: bool, follow: bool) -> AsyncGenerator[bytes, None]:
         reading.refusal = ""
@@ -185,7 +199,7 @@ class Logs:
     async def _after_end(self, pod: Pod, reading: _Reading) -> Pod | None:
         """The pod, to be read again, or None. Raises IncompleteLogError."""
         missing = self._missing(pod, reading)
-        if not _has_started(pod) or (not reading.refusal and missing <= 0):
+        if not _has_started(pod) or not (reading.refusal or reading.left_behind or missing > 0):
             return None
         if not reading.was_the_last_time():
             await asyncio.sleep(ASKED_AGAIN_AFTER)
@@ -197,12 +211,13 @@ class Logs:
 
     async def _find_again(self, pod: Pod, reading: _Reading) -> None:
         """Find the last bytes read in the newest file, which is another one by now; if they are not there, all of it is news.
+        Of a young file only its beginning was read, which then are the last of those bytes.
 
         Who follows slower than a job prints is left behind in a file that was rotated away. What was printed between is lost,
         but the end of a log, which people look for, is not.
         """
         place = at = 0
-        held = b""
+        held = head = b""
         async with contextlib.aclosing(self._bytes(pod, follow=False)) as chunks:
             async for chunk in chunks:
                 window = held + chunk
@@ -210,9 +225,13 @@ class Logs:
                 if (found := window.rfind(reading.last)) >= 0:
                     place = at - len(held) + found + len(reading.last)
                 at += len(chunk)
+                head += chunk[: REMEMBERED - len(head)]
                 held = window[len(window) - len(reading.last) + 1 :] if len(window) >= len(reading.last) else window
+        sizes = range(min(len(head), len(reading.last) - 1), 0, -1)
+        place = place or next((size for size in sizes if reading.last.endswith(head[:size])), 0)
         _log.warning("log was rotated, some of it may be missing", pod=pod.name, read=reading.offset, go_on_at=place)
         reading.skip, reading.left_behind = place, False
+        reading.last = reading.last[len(reading.last) - min(place, len(reading.last)) :]  # what is in this file
 
     async def _while_it_runs(self, pod: Pod, reading: _Reading) -> Pod | None:
         """The pod, to be read again, or None if that is not needed."""
@@ -223,7 +242,7 @@ class Logs:
         reading.wait = min(2 * reading.wait, LOOKED_EVERY)
         if now is None or now.uid != pod.uid or "terminated" not in now.job:
             return now
-        return now if reading.refusal or self._missing(now, reading) > 0 else None
+        return now if reading.refusal or reading.left_behind or self._missing(now, reading) > 0 else None
 
     async def _followed(self, pod: Pod, reading: _Reading) -> AsyncGenerator[bytes, None]:
         """The log as it is written. Raises _NoLogError if it is to be asked for again, without following.
@@ -237,6 +256,11 @@ class Logs:
         waiting = asyncio.create_task(self._end_of(pod), name=f"end of {pod.name}")
         waiting.add_done_callback(lambda _: patience.run_out_in(SILENT_AFTER_END))
         try:
+            if reading.last and reading.offset > NEVER_ROTATED:
+                # What has been rotated is found out now: followed, a file that is too short only seems to be silent.
+                async with contextlib.aclosing(self._news(pod, reading, follow=False)) as chunks:
+                    async for written in chunks:
+                        yield written
             async with contextlib.aclosing(self._news(pod, reading, follow=True)) as chunks:
                 while (chunk := await patience.within(anext(chunks, None))) is not None:
                     yield chunk

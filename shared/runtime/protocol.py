@@ -34,6 +34,10 @@ class Phase(enum.StrEnum):
     """Was known and is not there any more, and no outcome was seen (removed by hand, node lost)."""
 
 
+NEVER_ROTATED = 1 << 20
+"""Bytes of a log up to which nobody rotates it. (kubelet does at 10 MiB, unless told otherwise.)"""
+
+
 class IncompleteLogError(HubflowError):
     """All of a log has been given that can be had, and its job has printed more."""
 

@@ -911,6 +911,35 @@ async def test_t54_the_end_of_a_log_that_was_printed_too_fast_to_be_followed_is_
     await runtime.remove(name)
 
 
+async def test_t55_a_log_that_was_rotated_and_then_broken_off_goes_on_with_the_next_byte(kubernetes_place, cluster):
+    """The place in its newest file is not the place in the log: all that came was skipped, up to as much as had been read."""
+    async with through(kubernetes_place, cluster) as (between, runtime, _):
+        name, pad = new_name(), " " + "x" * 100
+        script = (
+            f"for part in 1 2 3 4 5 6 7; do seq ${{part}}00001 ${{part}}30000 | sed 's/$/{pad}/'; sleep 1; done; "
+            "n=0; while true; do n=$((n + 1)); echo tick $n; sleep 0.2; done"
+        )
+        await runtime.start(spec(name, script))
+        big = b"".join(numbered(part * 100_000 + 1, 30_000, pad) for part in range(1, 8))
+        log, cuts, enough = bytearray(), 0, 0
+        async with asyncio.timeout(90):
+            while not enough or len(log) < enough:
+                try:
+                    async for chunk in runtime.logs(name, len(log), follow=True):
+                        log += chunk
+                        if enough and len(log) >= enough:
+                            break
+                        if len(log) > len(big) + 20 and cuts < 2 and len(await read(runtime, name)) < len(big):
+                            cuts += 1
+                            enough = len(log) + 100 if cuts == 2 else 0
+                            between.cut_logs()
+                except TemporaryError:
+                    pass
+        ticks = b"".join(b"tick %d\n" % number for number in range(1, 10_000))
+        assert bytes(log) == (big + ticks)[: len(log)]
+        await runtime.remove(name)
+
+
 async def read_what_there_is(runtime, name):
     log = bytearray()
     with contextlib.suppress(IncompleteLogError):

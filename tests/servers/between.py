@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import aiohttp
@@ -38,14 +38,16 @@ class Between:
         """Each event of a watch comes twice, and the one before it once more."""
         self.asked: list[str] = []
         self._watches: set[web.StreamResponse] = set()
+        self._logs: set[web.StreamResponse] = set()
         self._gone = asyncio.Event()
 
     def cut(self) -> None:
         """Break all watches off."""
-        for response in self._watches:
-            request = response._req
-            if request is not None and request.transport is not None:
-                request.transport.abort()
+        _abort(self._watches)
+
+    def cut_logs(self) -> None:
+        """Break all reads of logs off."""
+        _abort(self._logs)
 
     def forget(self) -> None:
         """All watches are told that their version is too old (410)."""
@@ -75,8 +77,13 @@ class Between:
             response = web.StreamResponse(status=answer.status)
             response.content_type = answer.content_type
             await response.prepare(request)
-            async for chunk in answer.content.iter_any():
-                await response.write(chunk)
+            if request.path.endswith("/log"):
+                self._logs.add(response)
+            try:
+                async for chunk in answer.content.iter_any():
+                    await response.write(chunk)
+            finally:
+                self._logs.discard(response)
             return response
 
     async def _watch(self, request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
@@ -114,6 +121,13 @@ class Between:
                 yield line.result()
         finally:
             gone.cancel()
+
+
+def _abort(responses: Iterable[web.StreamResponse]) -> None:
+    for response in responses:
+        request = response._req
+        if request is not None and request.transport is not None:
+            request.transport.abort()
 
 
 def _refusal(status: int) -> web.Response:

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from aiohttp import web
 
-from shared.runtime import kubernetes_api
+from shared.errors import TemporaryError
+from shared.runtime import kubernetes_api, kubernetes_logs
 from shared.runtime.kubernetes_access import Access, Server
 from shared.runtime.kubernetes_api import Api
 from shared.runtime.kubernetes_logs import BUFFER, Logs, _followed_words, _NoLogError
+from shared.runtime.kubernetes_read import pod_of
 
 WORDS = b"failed to create fsnotify watcher: too many open files"
 
@@ -50,6 +53,17 @@ async def test_words_of_the_job_stay(chunks):
     assert await followed(*chunks) == (b"".join(chunks), False)
 
 
+def api_at(port, monkeypatch):
+    async def nobody():
+        return ""
+
+    async def here(_):
+        return Server(f"http://127.0.0.1:{port}", ssl.create_default_context(), nobody)
+
+    monkeypatch.setattr(kubernetes_api, "find_server", here)
+    return Api(Access())
+
+
 async def test_a_log_that_nobody_takes_fills_a_small_buffer(monkeypatch):
     """It is printed faster than it is taken; what is not taken waits at the API server."""
     full = asyncio.Event()
@@ -69,16 +83,8 @@ async def test_a_log_that_nobody_takes_fills_a_small_buffer(monkeypatch):
         finally:
             writer.close()
 
-    async def nobody():
-        return ""
-
-    async def here(_):
-        return Server(address, ssl.create_default_context(), nobody)
-
     server = await asyncio.start_server(print_on, "127.0.0.1", 0)
-    address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    monkeypatch.setattr(kubernetes_api, "find_server", here)
-    api = Api(Access())
+    api = api_at(server.sockets[0].getsockname()[1], monkeypatch)
     try:
         pod = cast("Any", SimpleNamespace(namespace="jobs", name="hf-a-1-0"))
         async with (
@@ -92,3 +98,109 @@ async def test_a_log_that_nobody_takes_fills_a_small_buffer(monkeypatch):
     finally:
         await api.close()
         server.close()
+
+
+class Node:
+    """Gives of a log what a kubelet gives: its newest file, and to who follows also those that come after it."""
+
+    def __init__(self):
+        self.files = [b""]
+        self.printed = b""
+        self._news = asyncio.Event()
+        self._readers = []
+
+    def print(self, data, *, rotated=False):
+        self.printed += data
+        self.files = [*self.files, data] if rotated else [*self.files[:-1], self.files[-1] + data]
+        self._news.set()
+        self._news = asyncio.Event()
+
+    def cut(self):
+        for request in self._readers:
+            if request.transport is not None:
+                request.transport.abort()
+
+    async def log(self, request):
+        response = web.StreamResponse()
+        await response.prepare(request)
+        self._readers.append(request)
+        number, at = len(self.files) - 1, 0
+        while True:
+            chunk, news = self.files[number][at:], self._news
+            at += len(chunk)
+            await response.write(chunk)
+            if number + 1 < len(self.files):
+                number, at = number + 1, 0
+            elif request.query["follow"] == "false":
+                return response
+            else:
+                await news.wait()
+
+    @asynccontextmanager
+    async def logs(self, monkeypatch):
+        """Of pods that run and of which there are no news, and that all print the same."""
+        monkeypatch.setattr(kubernetes_logs, "FOLLOWED_AFTER", 0.0)
+        monkeypatch.setattr(kubernetes_logs, "END_TOLD_WITHIN", 0.1)
+
+        def running(name):
+            metadata = {"name": name, "namespace": "jobs", "uid": "u", "resourceVersion": "7"}
+            state = {"phase": "Running", "containerStatuses": [{"name": "job", "state": {"running": {}}}]}
+            return pod_of({"metadata": metadata, "spec": {}, "status": state})
+
+        async def changed(_, version, timeout):
+            if version:
+                await asyncio.sleep(timeout)
+
+        app = web.Application()
+        app.router.add_get("/api/v1/namespaces/jobs/pods/{name}/log", self.log)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        api = api_at(runner.addresses[0][1], monkeypatch)
+        try:
+            yield Logs(api, cast("Any", SimpleNamespace(live=True, get=running, changed=changed)), cast("Any", None))
+        finally:
+            await api.close()
+            await runner.cleanup()
+
+
+async def read_to(size, chunks, log):
+    async with asyncio.timeout(20):
+        while len(log) < size:
+            log += await anext(chunks)
+
+
+@pytest.mark.parametrize("meanwhile", [False, True])
+@pytest.mark.parametrize("read", [10, 1000])
+async def test_t55_a_log_that_was_rotated_goes_on_after_a_break(read, meanwhile, monkeypatch):
+    """As much of the newest file was skipped as had been read of all of them: hours of a job's output."""
+    node, log = Node(), bytearray()
+    async with node.logs(monkeypatch) as logs:
+        async with aclosing(logs.read("hf-a-1-0", 0, follow=True)) as chunks:
+            node.print(b"".join(b"first %d\n" % number for number in range(100_000)))
+            await read_to(len(node.printed), chunks, log)
+            node.print(b"".join(b"second %d\n" % number for number in range(read)), rotated=True)
+            await read_to(len(node.printed), chunks, log)
+            node.cut()
+            with pytest.raises(TemporaryError):
+                await anext(chunks)
+        node.print(b"third\n", rotated=meanwhile)
+        async with aclosing(logs.read("hf-a-1-0", len(log), follow=True)) as chunks:
+            await read_to(len(node.printed), chunks, log)
+            node.print(b"fourth\n")
+            await read_to(len(node.printed), chunks, log)
+    assert bytes(log) == node.printed
+
+
+async def test_the_places_of_so_many_logs_are_remembered_and_not_of_more(monkeypatch):
+    monkeypatch.setattr(kubernetes_logs, "BROKEN_OFF", 2)
+    node = Node()
+    node.print(b"up\n")
+    async with node.logs(monkeypatch) as logs:
+        for name in ("a", "b", "c"):
+            async with aclosing(logs.read(name, 0, follow=True)) as chunks:
+                await anext(chunks)
+        assert [*logs._broken_off] == ["b", "c"]
+        async for _ in logs.read("b", 0, follow=False):
+            pass
+        assert [*logs._broken_off] == ["c"]
