@@ -254,11 +254,11 @@ async def _tell(batch: Sequence[Observation], context: Context) -> None:
 async def sweep(context: Context) -> None:
     """Compare database and runtime, and clean up, every `sweep_seconds`, in our shares."""
     while True:
-        try:
-            await reconcile(context)
-            await remove_finished(context)
-        except HubflowError as error:
-            _log.warning("sweep failed, it goes on", error=str(error))
+        for duty in (reconcile, remove_finished):
+            try:
+                await duty(context)
+            except HubflowError as error:
+                _log.warning("sweep failed, it goes on", error=str(error))
         await asyncio.sleep(context.settings.sweep_seconds)
 
 
@@ -307,12 +307,15 @@ async def _end_orphans(listed: Iterable[Observation], context: Context) -> None:
         age = now - context.orphans.setdefault((seen.name, seen.uid), now) - context.settings.orphan_seconds
         if age < 0:
             continue
-        if seen.phase is not Phase.FINISHED and age < 2 * STOP_GRACE and seen.name in standings:
-            _log.warning("orphan stopped", container=seen.name)
-            await context.runtime.stop(seen.name, STOP_GRACE)
-        else:
-            _log.warning("orphan removed", container=seen.name)
-            await context.runtime.remove(seen.name)
+        try:
+            if seen.phase is not Phase.FINISHED and age < 2 * STOP_GRACE and seen.name in standings:
+                _log.warning("orphan stopped", container=seen.name)
+                await context.runtime.stop(seen.name, STOP_GRACE)
+            else:
+                _log.warning("orphan removed", container=seen.name)
+                await context.runtime.remove(seen.name)
+        except HubflowError as error:
+            _log.warning("orphan not ended, it will be tried again", container=seen.name, error=str(error))
 
 
 async def remove_finished(context: Context) -> None:

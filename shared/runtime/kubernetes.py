@@ -217,8 +217,9 @@ class KubernetesRuntime:
         path, over = _path(pod), is_over(pod, self.api.now())
         told = "terminated" in pod.job or pod.phase in {"Failed", "Succeeded"}
         if pod.deleted is None or not told:  # else it goes with the release, and its Secret with it
-            if pod.ending is None:
+            if pod.secret and pod.ending is None:
                 # Not left to Kubernetes' garbage collector, which would do 20 a second; that is enough for what was stopped.
+                # A pod that is not of our making may have none, and the path without a name is that of all Secrets.
                 with contextlib.suppress(_MissingError):
                     await self._ask(
                         "DELETE", f"/api/v1/namespaces/{pod.namespace}/secrets/{pod.secret}", accept=METADATA

@@ -69,6 +69,16 @@ def writes(runtime):
     )
 
 
+async def strangers_pod(place, runtime, name, **more):
+    """Somebody's own pod with our label, and nothing else of ours."""
+    image = runtime._config.defaults.default_image
+    pod = {
+        "metadata": {"name": name, "labels": body.labels(place.installation, {})},
+        "spec": {"containers": [{"name": "own", "image": image, "command": ["true"]}], **more},
+    }
+    await place.cluster("POST", place.pod_path("").rstrip("/"), body=pod)
+
+
 # what it costs
 
 
@@ -764,14 +774,9 @@ async def test_t17_an_odd_pod_makes_nobody_blind_for_the_others(kubernetes_place
     await runtime.start(spec(other, "true"))
     assert (await watcher.until(other, Phase.FINISHED)).exit_code == 0
     assert (await watcher.until(odd, Phase.FINISHED)).reason == "OOMKilled"
-    # Somebody's own pod with our label, and nothing else of ours: it has a volume where we expect our Secret.
-    image = runtime._config.defaults.default_image
+    # It has a volume where we expect our Secret.
     volume = {"name": body.DOCUMENT_VOLUME, "emptyDir": {}}
-    pod = {
-        "metadata": {"name": strange, "labels": body.labels(kubernetes_place.installation, {})},
-        "spec": {"containers": [{"name": "own", "image": image, "command": ["true"]}], "volumes": [volume]},
-    }
-    await kubernetes_place.cluster("POST", kubernetes_place.pod_path("").rstrip("/"), body=pod)
+    await strangers_pod(kubernetes_place, runtime, strange, volumes=[volume])
     await runtime.start(spec(later := new_name(), "true"))
     assert (await watcher.until(later, Phase.FINISHED)).exit_code == 0
     async with watched(kubernetes_place) as (new, _):
@@ -780,6 +785,20 @@ async def test_t17_an_odd_pod_makes_nobody_blind_for_the_others(kubernetes_place
     await kubernetes_place.cluster("DELETE", kubernetes_place.pod_path(strange))
     for name in (odd, other, later):
         await runtime.remove(name)
+
+
+async def test_t91_a_strangers_pod_with_our_label_is_removed_and_nobodys_secrets(kubernetes_place, both):
+    """It has no Secret of ours; the path of a Secret without a name is that of all of them."""
+    runtime, _ = both
+    secrets = f"/api/v1/namespaces/{await runtime._namespaces.ready('t1')}/secrets"
+    precious, strange = {"metadata": {"name": new_name()}}, new_name()
+    await kubernetes_place.cluster("POST", secrets, body=precious)
+    await strangers_pod(kubernetes_place, runtime, strange)
+    await runtime.remove(strange)
+    await kubernetes_place.until_gone(strange)
+    path = f"{secrets}/{precious['metadata']['name']}"
+    assert await kubernetes_place.cluster("GET", path)
+    await kubernetes_place.cluster("DELETE", path)
 
 
 async def test_watches_that_are_cut_are_taken_up_where_they_were(kubernetes_place, cluster):

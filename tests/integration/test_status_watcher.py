@@ -227,6 +227,57 @@ async def test_t91_orphans_go_and_live_ones_stay(house: House) -> None:
     assert await house.host.runtime.inspect(stranger.name) is None
 
 
+async def test_an_orphan_that_cannot_be_ended_keeps_nobody_else_from_it(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = house.host.runtime
+    names = [f"hf-stranger-{number}-0123456789abcdef" for number in range(3)]
+    for name in names:
+        await runtime.start(ContainerSpec(name, "", {**(await _document()), "command": ["true"]}, {}, script=True))
+    await until(lambda: _all_ended(house))
+    genuine = runtime.remove
+
+    async def remove(name: str) -> None:
+        if name == names[0]:
+            raise TemporaryError("the cluster refuses DELETE: it is forbidden")
+        await genuine(name)
+
+    monkeypatch.setattr(runtime, "remove", remove)
+    context = watcher_of(house, orphan_seconds=0.1)
+
+    async def only_that_one() -> bool:
+        await reconcile(context)
+        return [each.name for each in await runtime.list()] == [names[0]]
+
+    await until(only_that_one)
+
+
+async def test_a_comparison_that_fails_keeps_no_finished_container(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (ready,) = await many_ready(house, 1)
+    context = watcher_of(house, sweep_seconds=0.1)
+    async with tasks_of(watch(context), tell(context)):
+        await on_job_ready(ready, executor_of(house))
+        await house.finished(ready)
+    await house.database.execute("UPDATE attempt_outcomes SET finished_at = now() - interval '1 h'")
+    await house.database.execute(
+        "INSERT INTO logs (container, run, job, attempt, tenant, stage, holder, completed_at) "
+        "VALUES ($1, $2, 'j0', 1, 'acme', 's', 'x', now())",
+        container_of(ready), ready.run,
+    )  # fmt: skip
+
+    async def refused(_: Context) -> None:
+        raise TemporaryError("the cluster refuses GET: it is forbidden")
+
+    async def gone() -> bool:
+        return await house.host.runtime.inspect(container_of(ready)) is None
+
+    monkeypatch.setattr(handlers, "reconcile", refused)
+    async with tasks_of(sweep(context)):
+        await until(gone)
+
+
 async def _document() -> dict[str, Any]:
     return {
         "version": 1,
