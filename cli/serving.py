@@ -111,6 +111,7 @@ def serve(names: tuple[str, ...], check: bool) -> int:
     """
     chosen = _chosen(names)
     services = load_services(chosen)
+    from shared import open_files
     from shared.errors import ConfigurationError, TemporaryError
     from shared.service import check as check_settings
     from shared.service import serve as serve_services
@@ -126,6 +127,7 @@ def serve(names: tuple[str, ...], check: bool) -> int:
             check_settings(services, environment)
             click.echo(f"the settings of {', '.join(chosen)} are right")
         else:
+            open_files.allow_all()
             run_loop(serve_services(services, environment))
     except ConfigurationError as error:
         return _wrong_settings(error)

@@ -45,6 +45,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from shared import open_files
 from shared.runtime.protocol import ContainerSpec, Observation, Phase
 from shared.runtime.results import finished, last_words, moment
 from shared.states import Reason
@@ -268,7 +269,7 @@ def spawn(container: Container, wrapper: Path, environment: Mapping[str, str]) -
     output = os.open(f"{folder}/log", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
     words = os.open(f"{folder}/wrapper.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        with _lazy_timers():
+        with _lazy_timers(), open_files.as_given():
             pid = os.posix_spawn(
                 wrapper,
                 [wrapper.name, "run", container.job],
