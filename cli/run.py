@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -277,9 +278,8 @@ def _undecidable(found: tree.Run, paused: list[str], verb: str) -> Failure:
     else:
         message, hint = f"run #{number} has no pause stage, there is nothing to decide", ""
     early = "" if paused else ", to decide early"
-    return Failure(
-        message, hint=f"name the stage{early}: hubflow run {verb} {number} {hint}" if hint else "", exit_code=USAGE
-    )
+    command = f"hubflow run {verb} {number} {shlex.quote(plain(hint))}"
+    return Failure(message, hint=f"name the stage{early}: {command}" if hint else "", exit_code=USAGE)
 
 
 @run.command(epilog="""\b

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -137,7 +138,8 @@ def undecided_stages(run: Run) -> list[Mapping[str, Any]]:
 
 def pause_hints(run: Run, stage: Any) -> list[str]:
     """How to decide about a paused stage."""
+    name = shlex.quote(plain(stage["name"]))
     return [
-        f"approve: hubflow run approve {run['number']} {plain(stage['name'])}",
-        f"reject:  hubflow run reject {run['number']} {plain(stage['name'])}",
+        f"approve: hubflow run approve {run['number']} {name}",
+        f"reject:  hubflow run reject {run['number']} {name}",
     ]

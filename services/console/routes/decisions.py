@@ -6,6 +6,7 @@ A link shows a page with buttons, because mail scanners and chat previews open l
 
 from __future__ import annotations
 
+import shlex
 import uuid
 from datetime import datetime
 from typing import Any
@@ -174,7 +175,7 @@ async def _about(context: Context, run: uuid.UUID, stage: str) -> Any:
 def _only_approvers(about: Any, stage: str) -> UserError:
     return UserError(
         f"the stage {stage!r} names who may decide ({', '.join(_approvers(about))}), and a link does not say who you are: "
-        f"use `hubflow run approve {about['number']} {stage}`",
+        f"use `hubflow run approve {about['number']} {shlex.quote(stage)}`",
         code="not-an-approver", status=403,
     )  # fmt: skip
 

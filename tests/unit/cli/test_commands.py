@@ -129,3 +129,10 @@ def test_the_documentation_names_every_setting():
     from cli.settings_reference import main as settings
 
     assert settings(check=True) == 0, "docs/settings.md is out of date: run `python -m cli.settings_reference`"
+
+
+def test_which_stage_is_meant_can_be_copied_into_a_shell():
+    from cli.run import _undecidable
+
+    failure = _undecidable({"number": 3, "state": "paused"}, ["go live", "later"], "approve")
+    assert failure.hint == "name the stage: hubflow run approve 3 'go live'"

@@ -1,5 +1,6 @@
 """The tree and the lines of a run, from documents as the API gives them."""
 
+import shlex
 from datetime import UTC, datetime
 
 from hypothesis import given
@@ -82,6 +83,13 @@ def test_lines_are_told_once_for_each_change(capsys):
     screen.update(run("paused", [stage("s", "paused", job("a", "succeeded"))]))
     told = capsys.readouterr().out
     assert "hubflow run approve 12 s" in told
+
+
+def test_a_command_to_copy_quotes_the_name_of_the_stage_for_the_shell():
+    hints = tree.pause_hints(run("paused"), stage("go live; now", "paused"))
+    assert [shlex.split(hint)[1:] for hint in hints] == [
+        ["hubflow", "run", verb, "12", "go live; now"] for verb in ("approve", "reject")
+    ]
 
 
 def test_lines_say_the_state_whatever_else_there_is_to_say(capsys):
