@@ -63,6 +63,8 @@ class Problem:
     severity: Literal["error", "warning"] = "error"
     on_key: bool = False
     """Points at the key, not at its value."""
+    missing: bool = False
+    """Something is not there: no fault if it is there under a wrong name."""
     offset: int | None = None
     """Character in the text at `path`."""
     needle: str = ""
@@ -89,6 +91,8 @@ class _Checker:
     by_name: dict[str, _Place] = field(default_factory=dict)
     keepers: dict[str, list[str]] = field(default_factory=dict)
     """Artifact name to the jobs that keep it."""
+    unnamed_artifacts: bool = False
+    """There are some whose name has a fault of its own: they may be the ones that are fetched."""
 
     comparisons: int = _MAX_COMPARISONS
 
@@ -141,16 +145,19 @@ def _index(checker: _Checker) -> None:
         for index, job in enumerate(stage.jobs):
             place = _Place(stage_index, index, stage, job, (*path, "jobs", index))
             checker.places.append(place)
+            checker.unnamed_artifacts |= not all(job.name and artifact.name for artifact in job.artifacts)
             if not job.name:
                 continue
             first = checker.by_name.setdefault(job.name, place)
             if first is not place:
-                where = f"the first is in stage `{shorten(first.stage.name)}`"
-                message = f"two jobs are called `{shorten(job.name)}` ({where})"
+                where = f" (the first is in stage `{shorten(first.stage.name)}`)" if first.stage.name else ""
+                message = f"two jobs are called `{shorten(job.name)}`{where}"
                 checker.add((*place.path, "name"), message, expected="a name of its own in the whole workflow")
             for number, artifact in enumerate(job.artifacts):
+                if not artifact.name:
+                    continue
                 keepers = checker.keepers.setdefault(artifact.name, [])
-                if artifact.name and job.name in keepers:
+                if job.name in keepers:
                     message = f"the job keeps two artifacts called `{artifact.name}`"
                     checker.add(
                         (*place.path, "artifacts", number), message, expected="one artifact with several `paths`"
@@ -161,7 +168,8 @@ def _index(checker: _Checker) -> None:
 def _check_stage(checker: _Checker, stage_index: int, stage: Stage) -> None:
     path: Path = ("stages", stage_index)
     if not stage.jobs and stage.type == "normal" and "jobs" not in stage.model_fields_set:
-        checker.add(path, f"the stage `{shorten(stage.name)}` has no jobs", expected="`jobs`, or type: pause")
+        called = f"the stage `{shorten(stage.name)}`" if stage.name else "this stage"
+        checker.add(path, f"{called} has no jobs", expected="`jobs`, or type: pause", missing=True)
     elif not stage.jobs and stage.type == "normal":
         checker.add((*path, "jobs"), "a stage needs at least one job", expected="a list or a map of jobs")
     if stage.pause is not None and stage.type != "pause":
@@ -260,7 +268,8 @@ def _check_what_it_runs(checker: _Checker, place: _Place) -> None:
     job = place.job
     given = job.model_fields_set
     if "component" not in given and "script" not in given:
-        checker.add(place.path, f"the job `{shorten(job.name)}` runs nothing", expected="`component` or `script`")
+        called = f"the job `{shorten(job.name)}`" if job.name else "this job"
+        checker.add(place.path, f"{called} runs nothing", expected="`component` or `script`", missing=True)
     elif job.builtin and "script" in given:
         message = f"`{job.component}` is done by Hubflow itself and runs no `script`"
         checker.add((*place.path, "script"), message, expected="one of the two", on_key=True)
@@ -315,7 +324,7 @@ def _check_fetches(checker: _Checker, place: _Place) -> None:
     for number, fetch in enumerate(place.job.fetch):
         path: Path = (*place.path, "fetch", number)
         keepers = checker.keepers.get(fetch.artifact, [])
-        if not fetch.artifact:
+        if not fetch.artifact or (not keepers and checker.unnamed_artifacts):
             continue
         if not keepers:
             checker.add(path, f"no job keeps an artifact `{shorten(fetch.artifact)}`",
@@ -429,18 +438,21 @@ def _target_fault(checker: _Checker, reference: Reference, place: _Place | None)
     root, name, *rest = reference.path
     if root == "inputs" and name not in checker.workflow.inputs:
         known = checker.workflow.inputs
-        return f"the workflow has no input `{shorten(name)}`", _listed("inputs", known), checker.nearest(name, known)
+        return f"the workflow has no input `{shorten(name)}`", _listed(root, known), checker.nearest(name, known)
     if root == "env" and name not in checker.workflow.env and not _ALWAYS_KNOWN_ENV.match(name):
         variables = checker.workflow.env
         message = f"there is no global variable `{shorten(name)}`"
-        return message, _listed("global variables", variables), checker.nearest(name, variables)
+        return message, _listed(root, variables), checker.nearest(name, variables)
     if root == "jobs" and place is not None:
         return _job_fault(checker, name, rest[1] if len(rest) == 2 else "", place)
     return None
 
 
-def _listed(what: str, names: Collection[str]) -> str:
-    return f"one of the {what}: {one_of(list(names))}" if names else f"a name under `{what.split()[-1]}`"
+def _listed(root: str, names: Collection[str]) -> str:
+    if root in FIELDS:
+        return one_of(f"{root}.{name}" for name in names)
+    what = "global variables" if root == "env" else root
+    return f"one of the {what}: {one_of(names)}" if names else f"a name under the workflow's `{root}`"
 
 
 def _job_fault(checker: _Checker, name: str, output: str, place: _Place) -> tuple[str, str, str] | None:

@@ -78,11 +78,11 @@ def render_faults(faults: Sequence[Fault]) -> str:
     return "\n\n".join(fault.render() for fault in faults)
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """The choice that `word` was probably meant to be, or ""."""
+def nearest(word: str, choices: Iterable[str], *, likeness: float = 0.6) -> str:
+    """The choice that `word` was probably meant to be, or ""; `likeness` is 1 for the same word."""
     names = list(choices)[:500]
     lowered = {name.lower(): name for name in names}
-    found = difflib.get_close_matches(word[:100].lower(), lowered, n=1, cutoff=0.6)
+    found = difflib.get_close_matches(word[:100].lower(), lowered, n=1, cutoff=likeness)
     return lowered[found[0]] if found else ""
 
 
@@ -95,10 +95,14 @@ def one_of(choices: Iterable[str]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + f" or {names[-1]}" if names else "nothing"
 
 
-def bad(message: str, *, expected: str = "", suggestion: str = "") -> PydanticCustomError:
-    """What the validators of the model raise: an error whose sentence is already ours."""
+def bad(message: str, *, expected: str = "", suggestion: str = "", item: int | None = None) -> PydanticCustomError:
+    """What the validators of the model raise: an error whose sentence is already ours.
+
+    `item`: which one of a list it is about, where the list is read as a whole.
+    """
+    at = () if item is None else (item,)
     return PydanticCustomError(
-        "hubflow", "{message}", {"message": message, "expected": expected, "suggestion": suggestion}
+        "hubflow", "{message}", {"message": message, "expected": expected, "suggestion": suggestion, "at": at}
     )
 
 
@@ -106,6 +110,13 @@ def shorten(value: object, limit: int = 60) -> str:
     """A value for use inside a sentence: one line, cut."""
     text = " ".join(str(value).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def told(value: object) -> str:
+    """A value as the subject of a sentence."""
+    if isinstance(value, (dict, list, tuple)):
+        return "a map" if isinstance(value, dict) else "a list"
+    return f"`{shorten(value)}`"
 
 
 def excerpt(line: str, column: int) -> tuple[str, int]:

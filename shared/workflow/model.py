@@ -7,6 +7,7 @@ What concerns several keys or several jobs (names, needs, references, conditions
 
 from __future__ import annotations
 
+import json
 import re
 import zoneinfo
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from shared.states import Reason
-from shared.workflow.faults import bad, nearest, one_of, shorten
+from shared.workflow.faults import bad, nearest, one_of, shorten, told
 from shared.workflow.quantities import (
     Cpu,
     Duration,
@@ -121,11 +122,12 @@ def _pairs(value: Any, what: str) -> Any:
     if not isinstance(value, list):
         return value
     found: dict[str, Any] = {}
-    for item in value:
+    for number, item in enumerate(value):
         if not isinstance(item, dict) or not isinstance(item.get("name"), str) or set(item) - {"name", "value", "desc"}:
-            raise bad(f"each item of a list of {what} is a map", expected="name, value and desc, or a map NAME: value")
+            expected = "name, value and desc, or a map NAME: value"
+            raise bad(f"each item of a list of {what} is a map", expected=expected, item=number)
         if item["name"] in found:
-            raise bad(f"the name `{shorten(item['name'])}` stands twice in this list")
+            raise bad(f"the name `{shorten(item['name'])}` stands twice in this list", item=number)
         found[item["name"]] = {"value": item.get("value"), "description": item.get("desc") or ""}
     return found
 
@@ -144,7 +146,7 @@ def _short(key: str, *kinds: type) -> Any:
     return expand
 
 
-def _each(expand: Any, limit: int = 0) -> Any:
+def _each(expand: Any = lambda item: item, limit: int = 0) -> Any:
     """A list of at most `limit` items, which may be short; one item alone stands for a list of one."""
 
     def expand_all(value: Any) -> Any:
@@ -301,9 +303,6 @@ def _push(value: Any) -> Any:
     return None if value is False or (isinstance(value, str) and value == "false") else value
 
 
-_TRIGGERS = ("push", "schedule", "webhook", "api", "image")
-
-
 class Triggers(Part):
     """What starts a run."""
 
@@ -339,16 +338,25 @@ class Triggers(Part):
         return value
 
 
+_WHOLE_TRIGGERS = {"push": "push", "webhook": "webhook", "api": "api", "schedule": "schedule: '0 3 * * *'",
+                   "image": "image: team/app"}  # fmt: skip
+"""The least that each of them needs."""
+
+
 def _triggers(value: Any) -> Any:
-    if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, list):
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list):
         return value
-    for word in value:
-        if not isinstance(word, str) or word not in {"push", "webhook", "api"}:
+    for number, word in enumerate(words):
+        item = None if isinstance(value, str) else number
+        if not isinstance(word, str):
+            raise bad("a list of triggers holds words only", expected="push, webhook, api, or one map of them all",
+                      item=item)  # fmt: skip
+        if _WHOLE_TRIGGERS.get(word) != word:
+            meant = _WHOLE_TRIGGERS.get(nearest(word, _WHOLE_TRIGGERS), "")
             raise bad(f"`{shorten(word)}` cannot stand alone as a trigger", expected="push, webhook, api, or a map",
-                      suggestion=nearest(str(word), _TRIGGERS))  # fmt: skip
-    return dict.fromkeys(value, True)
+                      suggestion=meant, item=item)  # fmt: skip
+    return dict.fromkeys(words, True)
 
 
 class Concurrency(Part):
@@ -369,7 +377,9 @@ class Pause(Part):
         default="cancel", description="What happens when nobody decides in time."
     )
     approvers: Texts = Field(
-        default=(), description="Who may decide. Empty: everybody with the right to run the workflow."
+        default=(),
+        description="Names of the tokens that may decide; links cannot decide then. "
+        "Left out: every token of the tenant with the scope `approve`, and whoever has a link.",
     )
     message: Text = Field(default="", description="What is asked; may hold references.")
     links: Annotated[Literal["page", "direct"], choice("page", "direct")] = Field(
@@ -390,7 +400,7 @@ def _reason(value: Any) -> str:
         if isinstance(value, str) and value.replace("_", "").lower() == reason.value.lower():
             return reason.value
     words = [reason.value for reason in RETRY_REASONS]
-    raise bad(f"`{shorten(value)}` is no reason of a failure", expected=", ".join(words),
+    raise bad(f"{told(value)} is no reason of a failure", expected=", ".join(words),
               suggestion=nearest(str(value), words))  # fmt: skip
 
 
@@ -429,6 +439,8 @@ def _command(value: Any) -> Any:
 def _named(name: str, part: Any, what: str) -> Any:
     """One entry of a map whose keys are the names of jobs or services."""
     if not isinstance(part, dict):
+        if name.startswith("-"):
+            raise bad("a space is missing after `-`", expected="`- ` before each item")
         return part
     if "name" in part:
         raise bad(f"the {what} `{shorten(name)}` has its name before the `:`", expected="no key `name` inside it")
@@ -451,10 +463,31 @@ class Ready(Part):
         return self
 
 
+def _ready(value: Any) -> Any:
+    """A port alone."""
+    if isinstance(value, str) and not re.fullmatch(r"[-+]?[0-9]+", value.strip()):
+        raise bad(f"`{shorten(value)}` is not a port", expected="a port, or {command: …}")
+    return _short("port", str, int)(value)
+
+
+_SERVICE_NAME = r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$"
+
+
+def _service_name(text: str) -> str:
+    if not re.fullmatch(_SERVICE_NAME, text):
+        meant = re.sub(r"[^a-z0-9]+", "-", text.lower())[:40].strip("-")
+        raise bad(
+            f"`{shorten(text)}` cannot be the name of a service",
+            expected="at most 40 small letters, digits and `-`, a letter first",
+            suggestion=meant if re.fullmatch(_SERVICE_NAME, meant) else "",
+        )
+    return text
+
+
 class Service(Part):
     """A container beside the job's, which has started before the job does and ends with it."""
 
-    name: Annotated[Text, Field(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")] = Field(
+    name: Annotated[Text, AfterValidator(_service_name), Field(json_schema_extra={"pattern": _SERVICE_NAME})] = Field(
         description="Unique in the job: small letters, digits, `-`. The job reaches it by this name, or as localhost."
     )
     image: Annotated[Text, Field(min_length=1)] = Field(description="Container image; may hold references.")
@@ -462,9 +495,9 @@ class Service(Part):
         default=(), description="In place of the image's own command: a list, or a text for `sh -ec`."
     )
     env: Variables = Field(default_factory=dict, description="Its environment variables; it has no others.")
-    ready: Annotated[
-        Ready | None, BeforeValidator(_short("port", str, int), json_schema_input_type=int | Ready | None)
-    ] = Field(default=None, description="When the job may begin. Left out: as soon as it has started.")
+    ready: Annotated[Ready | None, BeforeValidator(_ready, json_schema_input_type=int | Ready | None)] = Field(
+        default=None, description="When the job may begin. Left out: as soon as it has started."
+    )
     resources: Resources = Field(default=Resources(), description="cpu and memory.")
 
 
@@ -499,10 +532,22 @@ def _cache(value: Any) -> Any:
     return {"name": value, "paths": [value]} if isinstance(value, str) else value
 
 
+_ARTIFACT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"
+
+
+def _artifact_name(text: str) -> str:
+    if not re.fullmatch(_ARTIFACT_NAME, text):
+        raise bad(
+            f"`{shorten(text)}` cannot be the name of an artifact",
+            expected="at most 200 letters, digits, `.`, `_` and `-`, a letter or digit first",
+        )
+    return text
+
+
 class Artifact(Part):
     """Files of a job that are kept after the run."""
 
-    name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")] = Field(
+    name: Annotated[Text, AfterValidator(_artifact_name), Field(json_schema_extra={"pattern": _ARTIFACT_NAME})] = Field(
         description="Name of the artifact: letters, digits, `.`, `_`, `-`."
     )
     paths: Texts = Field(description="Files, directories and patterns.", min_length=1)
@@ -512,7 +557,7 @@ class Artifact(Part):
     )
     required: Flag = Field(default=True, description="It is an error if a path matches nothing.")
     retention: Duration | None = Field(
-        default=None, description="How long it is kept. Left out: what the operator has set."
+        default=None, description="How long it is kept (checked and kept, not acted upon yet: artifacts stay)."
     )
 
 
@@ -520,6 +565,11 @@ def _artifact(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     name = value.rstrip("/").removeprefix("./")
+    if not re.fullmatch(_ARTIFACT_NAME, name):
+        meant = re.sub(r"[^A-Za-z0-9]+", "-", name)[:60].strip("-") or "files"
+        paths = json.dumps([shorten(value)], ensure_ascii=False)
+        raise bad(f"`{shorten(value)}` cannot be a name and a path at once", expected="a name, or a map with `paths`",
+                  suggestion=f"{{name: {meant}, paths: {paths}}}")  # fmt: skip
     return {"name": name, "paths": [value]}
 
 
@@ -534,9 +584,13 @@ class Fetch(Part):
 
 def _script(value: Any) -> Any:
     """One text, or a list of lines."""
-    if isinstance(value, list):
-        return "\n".join(as_text(line) for line in value)
-    return as_text(value)
+    if not isinstance(value, list):
+        return as_text(value)
+    for number, line in enumerate(value):
+        if isinstance(line, dict):  # `- echo: x`, but hardly meant as one
+            raise bad("this line of the script is read as a map", expected="quotes around a line that holds `: `",
+                      item=number)  # fmt: skip
+    return "\n".join(as_text(line) for line in value)
 
 
 def _outputs(value: Any) -> Any:
@@ -578,8 +632,8 @@ class Job(Part):
         tuple[Cache, ...], BeforeValidator(_each(_cache), json_schema_input_type=str | Cache | list[str | Cache])
     ] = Field(default=(), description="Files shared with other jobs.")
     artifacts: Annotated[
-        tuple[Artifact, ...],
-        BeforeValidator(_each(_artifact), json_schema_input_type=str | Artifact | list[str | Artifact]),
+        tuple[Annotated[Artifact, BeforeValidator(_artifact)], ...],
+        BeforeValidator(_each(), json_schema_input_type=str | Artifact | list[str | Artifact]),
     ] = Field(default=(), description="Files that are kept.")
     fetch: Annotated[
         tuple[Fetch, ...],

@@ -8,7 +8,7 @@ A file that fails in one part is still checked in the others, as far as what is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, get_args
@@ -32,6 +32,9 @@ _FOREIGN_KEYS = {
     "triggers": "on", "trigger": "on", "parameters": "inputs", "params": "inputs", "args": "command",
     "entrypoint": "command", "working_directory": "workdir", "working-directory": "workdir", "sequence": "sequencing",
     "cancel-in-progress": "policy", "cron": "schedule", "download": "fetch", "upload": "artifacts", "limits": "resources",
+    "key": "name", "label": "name", "name": "artifact", "healthcheck": "ready", "rules": "when",
+    "expire_in": "retention", "delay": "backoff", "branches": "push", "tags": "push", "approvers": "pause",
+    "options": "choices", "script": "jobs", "component": "jobs",
 }  # fmt: skip
 """What other systems call the same thing."""
 
@@ -65,7 +68,9 @@ def parse_workflow(text: str | bytes, filename: str = "hubflow.yaml") -> ParsedW
     if crowded:
         raise WorkflowError([_fault(document, crowded)])
     model, problems = _validate(raw)
-    problems += check(model)
+    # without stages everything else looks unused
+    problems += (problem for problem in check(model) if model.stages or problem.severity == "error")
+    problems = _without_consequences(problems)
     problems += _unitless_timeout(raw)
     faults = _in_order([*document.faults, *(_fault(document, problem) for problem in problems)])
     if any(fault.severity == "error" for fault in faults):
@@ -75,10 +80,11 @@ def parse_workflow(text: str | bytes, filename: str = "hubflow.yaml") -> ParsedW
 
 def _decode(text: str | bytes, filename: str) -> str:
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    size = len(data)
-    if size > source.MAX_BYTES:
-        limit = source.MAX_BYTES // 1024
-        message = f"the file has {size / 1024:.0f} KiB, a workflow file may have {limit} KiB"
+    size = -(-len(data) // 1024)
+    limit = source.MAX_BYTES // 1024
+    if size > limit:
+        has = f"{size} KiB" if size <= 2048 else "more than 2 MiB"  # whoever reads files may stop there
+        message = f"the file has {has}, a workflow file may have {limit} KiB"
         raise WorkflowError([Fault(filename, 1, 1, "", message, expected="long scripts in files of the repository")])
     if isinstance(text, bytes):
         try:
@@ -111,8 +117,8 @@ def _fault(document: source.Document, problem: Problem) -> Fault:
         at = key.start
     elif problem.offset is not None and node.scalar is not None:
         at = document.inside(node, problem.offset, problem.needle)
-    elif not complete and node.entries is not None and key is not None:
-        at = key.start  # something is missing in this map: point at the word before it
+    elif not complete and key is not None and (node.entries is not None or problem.path[depth:] == ("name",)):
+        at = key.start  # something is missing in this map, or the word is the name: point at the word before it
     else:
         at = node.start
     return document.source.fault(
@@ -155,7 +161,20 @@ def _validate(raw: dict[str, Any]) -> tuple[Workflow, list[Problem]]:
         details = error.errors(include_url=False)
         # of a list with a wrong item pydantic also says that it is too short
         details = [detail for detail in details if not (detail["type"] == "too_short" and detail["input"])]
-        return _tolerant_workflow(raw), [_problem(detail) for detail in details[:MAX_FAULTS]]
+        details = details[:MAX_FAULTS]
+        missing = [detail["loc"] for detail in details if detail["type"] == "missing"]
+        nameless = {path[:-1] for path in missing if path[-1] == "name"}
+        return _tolerant_workflow(raw), [_problem(detail, nameless) for detail in details]
+
+
+def _without_consequences(problems: list[Problem]) -> list[Problem]:
+    """A key that is there under a wrong name is not missing too, and its job does run something."""
+    meant: set[Path] = set()
+    for problem in problems:
+        if problem.on_key and problem.suggestion:
+            part, (key, _, more) = problem.path[:-1], problem.suggestion.partition(":")
+            meant |= {(*part, key), part} if more or key in {"component", "script", "jobs"} else {(*part, key)}
+    return [problem for problem in problems if not (problem.missing and problem.path in meant)]
 
 
 @cache
@@ -180,9 +199,6 @@ def _tolerant(part: type[Part], raw: Any, **known: Any) -> Any:
             values[name] = _tolerant_value(part, name, written[key])
         elif name not in values and info.is_required():
             values[name] = ""
-    for key in written.keys() & _FOREIGN_KEYS.keys():  # named in another system's word: do not also call it missing
-        if part is Job and _FOREIGN_KEYS[key] in {"component", "script"}:
-            values.setdefault(_FOREIGN_KEYS[key], "unknown")
     return part.model_construct(_fields_set=set(values), **{**_defaults(part), **values})
 
 
@@ -242,7 +258,8 @@ def _tolerant_stage(raw: Any) -> Stage:
         listed = [{"name": name, **job} if isinstance(job, dict) else job for name, job in listed.items()]
     if not isinstance(listed, list):
         # no jobs to judge; one nameless job keeps the checks from complaining that there are none
-        listed = [{"script": "true"}] if not isinstance(raw, dict) or raw.get("jobs") is not None else []
+        judged = isinstance(raw, dict) and raw.get("jobs") is None and raw.get("type") in (None, "normal", "pause")
+        listed = [] if judged else [{"script": "true"}]
     jobs = [_tolerant_job(job) for job in listed[:MAX_JOBS]]
     more = {"jobs": tuple(jobs)} if jobs or (isinstance(raw, dict) and "jobs" in raw) else {}
     stage: Stage = _tolerant(Stage, raw, **more)
@@ -257,29 +274,63 @@ _KINDS = {
 }  # fmt: skip
 
 
-def _problem(detail: ErrorDetails) -> Problem:
+def _problem(detail: ErrorDetails, nameless: Collection[Path]) -> Problem:
     path: Path = tuple(step for step in detail["loc"] if step != "[key]")
     on_key = "[key]" in detail["loc"]
     kind, context = detail["type"], detail.get("ctx", {})
     name = next((str(step) for step in reversed(path) if isinstance(step, str)), "this file")
     if kind == "hubflow":
+        path += context["at"]
         return Problem(path, context["message"], context["expected"], context["suggestion"], on_key=on_key)
     if kind == "missing":
         info = _part_at(path).model_fields.get(name)
         expected = (info.description or "") if info is not None else ""
-        return Problem(path, f"`{name}` is missing", expected=f"{name}: {expected}".strip())
+        return Problem(path, f"`{name}` is missing", expected=f"{name}: {expected}".strip(), missing=True)
     if kind == "extra_forbidden":
-        keys = _part_at(path).written_keys()
-        meant = _FOREIGN_KEYS.get(name, "")
-        suggestion = meant if meant in keys else nearest(name, keys)
-        return Problem(
-            path, f"unknown key `{shorten(name)}`", expected=one_of(keys), suggestion=suggestion, on_key=True
-        )
+        return _unknown_key(path, name, detail["input"], path[:-1] in nameless)
     if kind in _KINDS:
-        item = "an item of " if path and isinstance(path[-1], int) else ""
-        message = f"{item}`{shorten(name)}` should be {_KINDS[kind]}, but this is {_kind_of(detail['input'])}"
-        return Problem(path, message, expected=_KINDS[kind])
+        return _wrong_kind(path, name, kind, detail["input"])
     return Problem(path, *_limit_message(kind, name, context, detail["msg"]), on_key=on_key)
+
+
+def _unknown_key(path: Path, name: str, value: Any, nameless: bool) -> Problem:
+    part = _part_at(path)
+    if part is Workflow and (name == "jobs" or _is_job(value)):
+        jobs = "…" if name == "jobs" else f"{{{shorten(name)}: …}}"
+        what = "`jobs` belong" if name == "jobs" else f"`{shorten(name)}` looks like a job: jobs belong"
+        return Problem(path, f"{what} into a stage", suggestion=f"stages: [{{name: build, jobs: {jobs}}}]", on_key=True)
+    keys = part.written_keys()
+    suggestion = _meant_key(name, keys)
+    if nameless and not suggestion and isinstance(value, (dict, list)):  # `- build: {…}`
+        suggestion = f"name: {shorten(name)}"
+    message = f"unknown key `{shorten(name)}`"
+    return Problem(path, message, expected=one_of(keys), suggestion=suggestion, on_key=True)
+
+
+def _is_job(value: Any) -> bool:
+    return isinstance(value, dict) and not value.keys().isdisjoint({"script", "steps", "stage"})
+
+
+def _meant_key(name: str, keys: Sequence[str]) -> str:
+    """The key that this one was probably meant to be, also if it is another system's, or nearly."""
+    foreign = {word: meant for word, meant in _FOREIGN_KEYS.items() if meant in keys}
+    return foreign.get(name) or nearest(name, keys) or foreign.get(nearest(name, foreign, likeness=0.8), "")
+
+
+def _wrong_kind(path: Path, name: str, kind: str, value: Any) -> Problem:
+    one, is_item = "", bool(path) and isinstance(path[-1], int)
+    wanted = expected = _KINDS[kind]
+    if name in {"jobs", "services"} and not is_item:
+        wanted = expected = f"a map of {name} or a list"
+    elif kind.startswith("model") and name != "stages":
+        expected = f"a map with {one_of(_part_at((*path, 0)).written_keys())}"
+    elif name == "stages":
+        one = next(iter(value), "") if isinstance(value, dict) else value if isinstance(value, str) else ""
+        expected = f"{'' if is_item else 'a list: '}`- name: {shorten(one) or 'build'}`, with `jobs:` under it"
+    item = "an item of " if is_item else ""
+    if isinstance(value, dict) and one.startswith("-"):
+        return Problem((*path, one), "a space is missing after `-`", expected="`- ` before each item", on_key=True)
+    return Problem(path, f"{item}`{shorten(name)}` should be {wanted}, but this is {_kind_of(value)}", expected)
 
 
 def _limit_message(kind: str, name: str, context: dict[str, Any], message: str) -> tuple[str, str]:
@@ -291,8 +342,6 @@ def _limit_message(kind: str, name: str, context: dict[str, Any], message: str) 
     if kind == "too_long":
         limit = context.get("max_length")
         return f"`{name}` has more than {limit} items", f"at most {limit}"
-    if kind == "string_pattern_mismatch":
-        return f"`{name}` has characters that are not allowed", "letters, digits, `.`, `_` and `-`"
     return f"`{name}` is not right: {message[:1].lower()}{message[1:]}", ""
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
-from shared.workflow.faults import bad, nearest, shorten
+from shared.workflow.faults import bad, nearest, shorten, told
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,6})?(?:ms|[smhdw]))+\Z")
@@ -63,7 +63,7 @@ def parse_cpu(value: Any) -> int:
     """Thousandths of a core from `500m`, `1`, `1.5`."""
     found = _CPU.match(str(value).strip())
     if not found or isinstance(value, bool):
-        raise bad(f"`{shorten(value)}` is not an amount of cpu", expected="cores such as 1, 0.5 or 500m")
+        raise bad(f"{told(value)} is not an amount of cpu", expected="cores such as 1, 0.5 or 500m")
     millis = int(found[1]) if found[1] else round(float(found[2]) * 1000)
     if not 1 <= millis <= 1_000_000:
         raise bad(f"`{shorten(value)}` cores are not possible", expected="between 1m and 1000")
@@ -75,7 +75,7 @@ def parse_memory(value: Any) -> int:
     text = str(value).strip()
     found = _MEMORY.match(text)
     if not found or isinstance(value, bool):
-        raise bad(f"`{shorten(value)}` is not an amount of memory", expected="an amount such as 512Mi or 2Gi")
+        raise bad(f"{told(value)} is not an amount of memory", expected="an amount such as 512Mi or 2Gi")
     unit = found[2].lower()
     base = 1024 if unit.endswith("i") else 1000
     amount = int(float(found[1]) * base ** (" kmgt".index(unit[0]) if unit else 0))
@@ -150,9 +150,7 @@ def choice(*words: str, synonyms: dict[str, str] | None = None) -> BeforeValidat
         found = table.get(value) if isinstance(value, str) else None
         if found is None:
             expected = ", ".join(words[:-1]) + f" or {words[-1]}"
-            raise bad(
-                f"`{shorten(value)}` is not possible here", expected=expected, suggestion=nearest(str(value), words)
-            )
+            raise bad(f"{told(value)} is not possible here", expected=expected, suggestion=nearest(str(value), words))
         return found
 
     if not synonyms:
@@ -167,7 +165,7 @@ def _flag(value: Any) -> bool:
     if isinstance(value, str) and value.lower() in {"true", "false"}:
         return value.lower() == "true"
     suggestion = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}
-    raise bad(f"`{shorten(value)}` is neither true nor false", expected="true or false",
+    raise bad(f"{told(value)} is neither true nor false", expected="true or false",
               suggestion=suggestion.get(str(value).lower(), ""))  # fmt: skip
 
 
@@ -176,7 +174,7 @@ def _whole(value: Any) -> int:
         return value
     if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9]{1,15}", value):
         return int(value)
-    raise bad(f"`{shorten(value)}` is not a whole number", expected="a whole number")
+    raise bad(f"{told(value)} is not a whole number", expected="a whole number")
 
 
 def _number(value: Any) -> float:
@@ -184,7 +182,7 @@ def _number(value: Any) -> float:
         return float(value)
     if isinstance(value, str) and _NUMBER.match(value):
         return float(value)
-    raise bad(f"`{shorten(value)}` is not a number", expected="a number")
+    raise bad(f"{told(value)} is not a number", expected="a number")
 
 
 _TextInput = str | int | float | bool

@@ -249,7 +249,8 @@ class _Composer:
         if depth > MAX_DEPTH:
             self._stop(start, f"values are nested more than {MAX_DEPTH} levels deep")
         if event.tag is not None and event.tag not in _TAGS:
-            self._note(start, f"the tag `{shorten(event.tag)}` has no meaning here", expected="plain values")
+            expected = "quotes around a text that begins with `!`" if event.tag.startswith("!") else "plain values"
+            self._note(start, f"the tag `{shorten(event.tag)}` has no meaning here", expected=expected)
         anchor = event.anchor
         if anchor:
             self._open.add(anchor)
@@ -266,7 +267,8 @@ class _Composer:
         if name in self._open:
             self._stop(start, f"the alias `*{shorten(name)}` stands inside the very value that it names")
         if name not in self._anchors:
-            self._stop(start, f"no anchor `&{shorten(name)}` stands before this alias")
+            expected = "quotes, if it is a text that begins with `*`"
+            self._stop(start, f"no anchor `&{shorten(name)}` stands before this alias", expected=expected)
         node = self._anchors[name]
         self._count(start, node.size)
         return node
@@ -370,43 +372,124 @@ def typed(value: Any) -> Any:
 
 _PROBLEMS: tuple[tuple[str, str, str], ...] = (
     (
-        "mapping values are not allowed",
-        "a `:` cannot stand here",
-        "quotes around a text that holds `: `, or a new line",
+        "did not find expected <document start>",
+        "this line does not belong to what stands before it",
+        "the same indentation as the first line",
     ),
-    ("could not find expected ':'", "this line should be a `key: value` pair", "a `:` after the key"),
+    ("found unexpected ':'", "a `:` cannot stand here", "quotes around a text that holds `:`"),
+    ("found a tab character", "a tab cannot be used for indentation", "spaces"),
     ("did not find expected key", "this line does not fit the map around it", "the same indentation as its neighbours"),
     (
         "did not find expected '-' indicator",
         "this line does not fit the list around it",
-        "an item that starts with `- `",
+        "the same indentation as its neighbours, or an item that starts with `- `",
     ),
     ("did not find expected ',' or ']'", "this list in `[ ]` goes wrong here", "`,` between items, `]` at its end"),
     ("did not find expected ',' or '}'", "this map in `{ }` goes wrong here", "`,` between entries, `}` at its end"),
-    ("found unexpected end of stream", "the file ends inside a quoted text", "a closing quote"),
     ("did not find expected node content", "a value is missing here", "a value, or the bracket that closes the list"),
     ("block sequence entries are not allowed", "a list cannot begin here", "`- ` on a line of its own"),
+    (
+        "did not find expected comment or line break",
+        "behind `|` or `>` the line is over",
+        "the text on lines of its own below, or in quotes",
+    ),
     (
         "found unknown escape character",
         "this escape has no meaning in a text in double quotes",
         "single quotes, or `\\\\`",
     ),
 )
+_OTHER_MEANINGS = ("while scanning an alias", "while scanning an anchor", "while scanning a tag", "while parsing a tag",
+                   "while scanning a directive")  # fmt: skip
+"""What `*`, `&`, `!` and `%` begin in YAML."""
+_UNSPACED = re.compile(r"[ ]*(?:- +)*(?:(?P<dash>-)(?=\w)|[\w-]+(?P<colon>:)(?!\s|:|//))")
 
 
 def _marked_fault(source: Source, error: yaml.MarkedYAMLError) -> Fault:
     mark: Any = error.problem_mark or error.context_mark
     at = mark.index if mark is not None else 0
+    context_mark: Any = error.context_mark or mark
+    began = context_mark.index if context_mark is not None else at
     problem = error.problem or "not valid YAML"
-    char = source.text[at : at + 1]
+    text, char = source.text, source.text[at : at + 1]
+    if error.context in _OTHER_MEANINGS:
+        message = f"a text that begins with `{text[began : began + 1]}` needs quotes"
+        return source.fault(began, message, expected="quotes around the text")
     if "cannot start any token" in problem:
         if char == "\t":
             return source.fault(at, "a tab cannot be used for indentation", expected="spaces")
         return source.fault(at, f"a text cannot begin with `{char}`", expected="quotes around the text")
+    if problem.startswith("mapping values are not allowed"):
+        return _odd_colon(source, at)
+    if problem.startswith("could not find expected ':'"):
+        return _no_pair(source, began)
+    if problem.startswith("found unexpected end of stream"):
+        return source.fault(began, "the file ends inside a quoted text, opened here", expected="a closing quote")
+    in_brackets = "expected ',' or" in problem
+    if problem.startswith("did not find expected") and (fault := _early_end(source, at, in_brackets)) is not None:
+        return fault
     for start, message, expected in _PROBLEMS:
         if problem.startswith(start):
+            if in_brackets and (line := source.line_of(at)) != source.line_of(began):
+                at, message = began, message.replace("goes wrong here", f"is opened here and goes wrong in line {line}")
             return source.fault(at, message, expected=expected)
     return source.fault(at, f"not valid YAML: {problem}")
+
+
+def _early_end(source: Source, at: int, in_brackets: bool) -> Fault | None:
+    """Something has ended before it should: a text in quotes, or one without; or a bracket closes too much."""
+    text, char = source.text, source.text[at : at + 1]
+    quote = text[text.rfind("\n", 0, at) + 1 : at].rstrip(" ")[-1:]
+    if text[at - 1 : at + 1] == "${":
+        return source.fault(at - 1, "inside `{ }` or `[ ]` a reference needs quotes", expected='"${{ … }}"')
+    if quote in {'"', "'"} and char not in {"\n", "\r", ""}:
+        inside = '\\"' if quote == '"' else "''"
+        expected = f"`{inside}` for each `{quote}` inside it; or a quote is missing further up"
+        return source.fault(at, "the text in quotes has ended before this", expected=expected)
+    if char in {"]", "}"} and not in_brackets:
+        return source.fault(at, f"this `{char}` closes nothing", expected="quotes, if it belongs to a text")
+    return None
+
+
+def _odd_colon(source: Source, at: int) -> Fault:
+    """A `:` where no key is: inside a text of the same line, or because the line above goes on into this one."""
+    text = source.text
+    start = text.rfind("\n", 0, at) + 1
+    above, line = _line_above(text, start)
+    if not line or re.search(r":\s", text[start:at]):
+        expected = "quotes around a text that holds `: `, or a new line"
+        return source.fault(at, "a `:` cannot stand here", expected=expected)
+    here = at - len(text[start:at].lstrip(" -"))
+    indented = line.lstrip(" -")
+    if _UNSPACED.match(line) or (len(line) - len(indented) == here - start and not re.search(r":(\s|$)", line)):
+        return _no_pair(source, above)
+    message = f"this line is indented differently from line {source.line_of(above)}"
+    return source.fault(here, message, expected="the same indentation, or quotes around a text that holds `: `")
+
+
+def _no_pair(source: Source, at: int) -> Fault:
+    """The line at `at` should be a key and its value."""
+    start = source.text.rfind("\n", 0, at) + 1
+    unspaced = _UNSPACED.match(source.text, start)
+    if unspaced is not None:
+        sign = "dash" if unspaced["dash"] else "colon"
+        message = f"a space is missing after `{unspaced[sign]}`"
+        return source.fault(unspaced.start(sign), message, expected=f"`{unspaced[sign]} `")
+    head = source.text[start : start + 1000]
+    at = max(at, start + len(head) - len(head.lstrip(" -")))
+    expected = "a `:` after the key, or more indentation if it belongs to the line above"
+    return source.fault(at, "this line should be a `key: value` pair", expected=expected)
+
+
+def _line_above(text: str, start: int) -> tuple[int, str]:
+    """Where the nearest line above that says something begins, and the line; (0, "") if there is none."""
+    while start > 0:
+        end = start - 1
+        start = text.rfind("\n", 0, end) + 1
+        line = text[start:end]
+        if line.strip() and not line.lstrip().startswith("#"):
+            return start, line
+    return 0, ""
 
 
 def walk_texts(value: Any) -> Iterator[str]:

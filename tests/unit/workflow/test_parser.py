@@ -11,6 +11,7 @@ import pytest
 from shared.workflow.faults import Fault, WorkflowError
 from shared.workflow.model import Workflow
 from shared.workflow.parser import ParsedWorkflow, parse_workflow
+from shared.workflow.schema import workflow_schema
 
 EXAMPLES = Path(__file__).parents[3] / "components" / "examples" / "workflows"
 HEAD = "name: x\nstages:\n- name: s\n  jobs:\n"
@@ -146,7 +147,8 @@ SERVICE_FAULTS = [
     ("{db: {image: x, ready: {port: 1, command: y}}}", "a service is ready by its `port` or by a `command`", "{port"),
     ("{db: {image: x, ready: 70000}}", "`port` should be at most 65535", "70000"),
     ("{db: {image: x, prot: 1}}", "unknown key `prot`", "prot"),
-    ("{Data Base: x}", "`name` has characters that are not allowed", "x}"),
+    ("{Data Base: x}", "`Data Base` cannot be the name of a service", "Data Base"),
+    ("{db: {image: x, ready: 'curl localhost'}}", "`curl localhost` is not a port", "'curl"),
     ("{db: {name: db, image: x}}", "the service `db` has its name before the `:`", "{db"),
     ("[{name: a, image: x}, {name: a, image: y}]", "two services are called `a`", "a, image: y"),
     ("{a: {image: x, ready: 1}, b: {image: y, ready: 1}}", "`a` has the port 1 already", "1}}"),
@@ -250,7 +252,23 @@ CASES = [
     ("    a: {script: x, outputs: [A, A]}", 5, "the output `A` stands twice", ""),
     ("    a: {script: x, fetch: [dits]}\n    b: {script: x, artifacts: [dist]}", 5, "no job keeps an artifact", "dist"),
     ("    a: {script: x, fetch: [d]}\n    b: {script: x, artifacts: [d]}", 5, "the job `b` may not be over", ""),
-    ("    a: {script: x, artifacts: ['dist/*.whl']}", 5, "`name` has characters that are not allowed", ""),
+    ("    a: {script: x, artifacts: ['dist/*.whl']}", 5, "`dist/*.whl` cannot be a name and a path at once",
+     '{name: dist-whl, paths: ["dist/*.whl"]}'),
+    ("    a: {script: x, artifacts: [{name: 'a b', paths: c}]}", 5, "`a b` cannot be the name of an artifact", ""),
+    ("    a: {script: x, artifacts: {name: 'a b', paths: c}}\n    b: {script: x, needs: a, fetch: q}", 5,
+     "`a b` cannot be the name of an artifact", ""),
+    ("    a: {script: x, services: {Redis_1: r}}", 5, "`Redis_1` cannot be the name of a service", "redis-1"),
+    ("    a: {script: x, services: {db: {image: x, enviroment: {A: b}}}}", 5, "unknown key `enviroment`", "env"),
+    ("    a: {script: x, cache: {key: a, paths: b}}", 5, "unknown key `key`", "name"),
+    ("    a: {script: x, artifacts: d}\n    b: {script: x, needs: a, fetch: {name: d}}", 6, "unknown key `name`",
+     "artifact"),
+    ("    a: {scrpt: x}", 5, "unknown key `scrpt`", "script"),
+    ("    a: {steps: [x]}", 5, "unknown key `steps`", "script"),
+    ("    a: {script: x, runs-on: y}", 5, "unknown key `runs-on`", ""),
+    ("    - {nam: a, script: x}", 5, "unknown key `nam`", "name"),
+    ("    - a: {script: x}", 5, "unknown key `a`", "name: a"),
+    ("    a: {script: ['echo x', {echo: y}]}", 5, "this line of the script is read as a map", ""),
+    ("    a: {script: x, allow_failure: {exit_codes: [1]}}", 5, "a map is neither true nor false", ""),
     ("    a: {script: x, retries: 101}", 5, "`max` should be at most 100", ""),
     ("    a: {script: x, retries: {reasons: [OOMKiled]}}", 5, "`OOMKiled` is no reason", "OOMKilled"),
     ("    a: {script: x, retries: {exit_codes: [0]}}", 5, "`exit_codes` should be at least 1", ""),
@@ -282,8 +300,9 @@ CASES = [
     ("    '': {script: x}", 5, "a name cannot be empty", ""),
     ("    a/b: {script: x}", 5, "`a/b` cannot be a name", ""),
     ("    - script: x", 5, "`name` is missing", ""),
+    ("    -name: a\n    script: x", 5, "a space is missing after `-`", ""),
     ("    - just a text", 5, "an item of `jobs` should be a map, but this is a text", ""),
-    ("    x", 5, "`jobs` should be a list, but this is a text", ""),
+    ("    x", 5, "`jobs` should be a map of jobs or a list, but this is a text", ""),
 ]  # fmt: skip
 
 
@@ -302,6 +321,14 @@ TOP_CASES = [
     ("name: x\n", 1, "`stages` is missing"),
     ("name: x\nstages: []\n", 2, "`stages` should not be empty"),
     ("name: x\nstages: {}\n", 2, "`stages` should be a list, but this is a map"),
+    ("name: x\nstages: [build]\n", 2, "an item of `stages` should be a map, but this is a text"),
+    ("name: x\nstages:\n  -name: s\n  jobs: {a: {script: x}}\n", 3, "a space is missing after `-`"),
+    ("name: x\nstages:\n- name: s\n  type: [pause]\n", 4, "a list is not possible here"),
+    ("name: x\nstages:\n- name: s\n  type: manual\n", 4, "`manual` is not possible here"),
+    ("name: x\nstages:\n- name: s\n  script: make\n", 4, "unknown key `script`"),
+    ("name: x\ninputs: {A: b}\nstags: []\n", 3, "unknown key `stags`"),
+    ("name: x\njobs: {build: {steps: [{run: make}]}}\n", 2, "`jobs` belong into a stage"),
+    ("name: x\nbuild: {stage: build, script: make}\n", 2, "`build` looks like a job: jobs belong into a stage"),
     ("name: x\nstages:\n- name: s\n", 3, "the stage `s` has no jobs"),
     ("name: x\nstages:\n- name: s\n  jobs: []\n", 4, "a stage needs at least one job"),
     ("name: x\nstages:\n- name: s\n  pause: {}\n  jobs: {a: {script: x}}\n", 4, "only a stage of type pause can pause"),
@@ -323,10 +350,92 @@ TOP_CASES = [
     ("a: 'x\n", 1, "the file ends inside a quoted text"),
     ("a: \x00\n", 1, "the character U+0000 is not allowed"),
     ("a: *b\n", 1, "no anchor `&b` stands before this alias"),
+    ("a: [!b/*]\n", 1, "a text that begins with `!` needs quotes"),
+    ("a: [b]]\n", 1, "this `]` closes nothing"),
+    ("a: {b: ${{ git.branch }}}\n", 1, "inside `{ }` or `[ ]` a reference needs quotes"),
+    ("a: 'it's'\n", 1, "the text in quotes has ended before this"),
+    ("a: | b\n", 1, "behind `|` or `>` the line is over"),
+    ("  name: x\nstages: []\n", 2, "this line does not belong to what stands before it"),
+    ("a: [b:, c]\n", 1, "a `:` cannot stand here"),
+    ("a: |\n\tb\n", 2, "a tab cannot be used for indentation"),
     ("a: &b [*b]\n", 1, "the alias `*b` stands inside the very value that it names"),
     ("a: 1\n---\nb: 2\n", 2, "a second document begins here"),
     (b"a: \xff\n", 1, "the byte 0xFF is not text in UTF-8"),
 ]  # fmt: skip
+
+
+YAML_CASES = [
+    # (lines, where the caret stands, start of the message)
+    ("a: 'b\nc: d\ne: f\n", (1, 4), "the file ends inside a quoted text, opened here"),
+    ("a: [b\nc: d\n", (1, 4), "this list in `[ ]` is opened here and goes wrong in line 2"),
+    ("a: {b: c\nd: e\n", (1, 4), "this map in `{ }` is opened here and goes wrong in line 2"),
+    ("a: [b, *, release/*]\n", (1, 8), "a text that begins with `*` needs quotes"),
+    ("a: b: c\n", (1, 5), "a `:` cannot stand here"),
+    ("name:hello\nstages: []\n", (1, 5), "a space is missing after `:`"),
+    ("a:\n  b: c\n  script:echo\nd: e\n", (3, 9), "a space is missing after `:`"),
+    ("a:\n  - name:b\n    # comment\n\n    c: d\n", (5, 5), "this line does not fit"),
+    ("a:\n  -name: s\n   jobs: []\n", (2, 3), "a space is missing after `-`"),
+    ("a:\n- name: s\n\n    jobs: []\n", (4, 5), "this line is indented differently from line 2"),
+    ("a:\n  script\n  b: c\n", (2, 3), "this line should be a `key: value` pair"),
+    ("a:\n  b: c\n  script\nd: e\n", (3, 3), "this line should be a `key: value` pair"),
+]
+
+
+@pytest.mark.parametrize(("text", "place", "message"), YAML_CASES, ids=lambda value: str(value)[:40])
+def test_a_fault_of_the_yaml_is_told_at_its_cause(text: str, place: tuple[int, int], message: str) -> None:
+    fault = only_fault(text)
+    assert fault.message.startswith(message)
+    assert (fault.line, fault.column) == place
+
+
+def test_what_is_expected_is_something_that_there_is() -> None:
+    job = "    a: {script: x, "
+    found = [
+        only_fault(text)
+        for text in (
+            f"on: schedule\n{HEAD}{job}}}",
+            f"on: [push, shedule]\n{HEAD}{job}}}",
+            f"on: pull_request\n{HEAD}{job}}}",
+            f"{HEAD}{job}when: run.zzz}}",
+            f"{HEAD}{job}env: {{A: '${{{{ env.X }}}}'}}}}",
+            "name: x\nstages: {test: {jobs: {}}}\n",
+            f"on: {{push: [main]}}\n{HEAD}{job}}}",
+        )
+    ]
+    assert [(each.line, each.column, each.expected, each.suggestion) for each in found] == [
+        (1, 5, "push, webhook, api, or a map", "schedule: '0 3 * * *'"),
+        (1, 12, "push, webhook, api, or a map", "schedule: '0 3 * * *'"),
+        (1, 5, "push, webhook, api, or a map", ""),
+        (5, 26, "run.failed, run.id, run.number, run.url or run.attempt", ""),
+        (5, 30, "a name under the workflow's `env`", ""),
+        (2, 9, "a list: `- name: test`, with `jobs:` under it", ""),
+        (1, 12, "a map with branches, tags or paths", ""),
+    ]
+
+
+def test_what_has_no_name_is_not_called_by_it() -> None:
+    text = "name: x\nstages:\n- type: normal\n- jobs: [{timeout: 5m}, {name: a, script: x}]\n"
+    text += "- {name: s, jobs: {a: {script: x}}}\n"
+    told = [fault.message for fault in faults_of(text)]
+    assert "this stage has no jobs" in told
+    assert "this job runs nothing" in told
+    assert "two jobs are called `a`" in told
+
+
+def test_editors_are_told_of_keys_what_the_documentation_tells() -> None:
+    definitions = workflow_schema()["$defs"]
+    page = (EXAMPLES.parents[2] / "docs" / "workflow-file.md").read_text(encoding="utf-8")
+    for part, key, words in (
+        ("Pause", "approvers", "every token of the tenant with the scope `approve`, and whoever has a link"),
+        ("Artifact", "retention", "checked and kept, not acted upon yet: artifacts stay"),
+    ):
+        assert words in page
+        assert words in definitions[part]["properties"][key]["description"]
+
+
+def test_the_size_of_a_file_is_told_as_far_as_it_is_known() -> None:
+    assert "the file has 257 KiB" in only_fault(b"a" * (256 * 1024 + 1)).message
+    assert "the file has more than 2 MiB" in only_fault(b"a" * (2**21 + 1)).message
 
 
 @pytest.mark.parametrize(("text", "line", "message"), TOP_CASES, ids=lambda value: str(value)[:40])
