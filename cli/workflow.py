@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from cli.api import Refused, connect
-from cli.failure import OK, RUN_FAILED, USAGE, Failure
+from cli.failure import OK, RUN_FAILED, USAGE, Failure, say_error
 from cli.lazy import Group
 from cli.output import Column, ago, output_option, plain, show, show_document, styled
-
-if TYPE_CHECKING:
-    from shared.workflow.parser import ParsedWorkflow
 
 COLUMNS = (
     Column("NAME", "name"),
@@ -24,7 +21,7 @@ COLUMNS = (
     Column("DESCRIPTION", "description"),
 )
 FILE = click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
-_READ_LIMIT = 1 << 21
+_READ_LIMIT = (1 << 21) + 1
 """Bytes; the parser refuses less, but with a better sentence."""
 
 
@@ -44,21 +41,6 @@ def _read(path: Path) -> tuple[bytes, str]:
         raise Failure(f"cannot read {path}: {error.strerror}", exit_code=USAGE) from None
 
 
-def _parse(path: Path) -> ParsedWorkflow:
-    """Raises WorkflowError (all faults), or Failure."""
-    from shared.workflow.parser import parse_workflow
-
-    return parse_workflow(*_read(path))
-
-
-def _source(path: Path) -> str:
-    data, name = _read(path)
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise Failure(f"{name} is not UTF-8 (byte {error.start})", hint="save it as UTF-8") from None
-
-
 @workflow.command(epilog="""\b
 Examples:
   hubflow workflow validate hubflow.yaml
@@ -66,25 +48,38 @@ Examples:
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True), metavar="FILE...")
 @output_option(table=False)
 def validate(files: tuple[Path, ...], output: str) -> int:
-    """Check workflow files, without a server: all faults at once, each with its place. Exit code 1 if there are any."""
-    from shared.workflow.faults import WorkflowError
+    """Check workflow files, without a server: all faults at once, each with its place.
+
+    Exit code 1 if there are any, 2 if a file cannot be read.
+    """
+    from shared.workflow.faults import Fault, WorkflowError
+    from shared.workflow.parser import parse_workflow
 
     results: list[dict[str, Any]] = []
     texts = []
+    exit_code = OK
     for path in files:
         try:
-            parsed = _parse(path)
+            parsed = parse_workflow(*_read(path))
             faults, good = parsed.warnings, True
             title = f"{path}: ok ({parsed.model.name})"
+        except Failure as failure:
+            exit_code = USAGE
+            fault = Fault(str(path), 1, 1, "", failure.message)
+            results.append({"file": str(path), "valid": False, "faults": [fault.as_dict()]})
+            say_error(failure.message)
+            continue
         except WorkflowError as error:
             faults, good = error.faults, False
+            exit_code = max(exit_code, RUN_FAILED)
             count = sum(fault.severity == "error" for fault in faults)
             title = f"{path}: {count} fault{'s' if count != 1 else ''}"
         results.append({"file": str(path), "valid": good, "faults": [fault.as_dict() for fault in faults]})
         mark = styled("✔", "green") if good else styled("✖", "red")
         texts.append("\n\n".join([*(fault.render() for fault in faults), f"{mark} {title}"]))
-    show_document(results, output, "\n\n".join(texts))
-    return OK if all(each["valid"] for each in results) else RUN_FAILED
+    if texts or output != "text":
+        show_document(results, output, "\n\n".join(texts))
+    return exit_code
 
 
 @workflow.command(epilog="""\b
@@ -121,9 +116,9 @@ def _checked(file: Path) -> tuple[str, str]:
     from shared.workflow.faults import WorkflowError
     from shared.workflow.parser import parse_workflow
 
-    source = _source(file)
+    data, shown = _read(file)
     try:
-        return parse_workflow(source, "<stdin>" if str(file) == "-" else str(file)).model.name, source
+        return parse_workflow(data, shown).model.name, data.decode()
     except WorkflowError as error:
         raise Failure(str(error), hint=error.hint) from None
 
