@@ -46,11 +46,11 @@ def seconds(text: str | None) -> float | None:
 @token.command(epilog="""\b
 Examples:
   hubflow token create ci --scope run --expires 90d
-  hubflow token create alice --scope read --scope approve""")  # fmt: skip
+  hubflow token create alice --scope approve""")  # fmt: skip
 @click.argument("name")
 @click.option("--scope", "scopes", multiple=True, type=click.Choice(SCOPES), default=("read",), show_default=True,
-              help="What it may do; repeatable. read: look; run: start, cancel, retry; write: workflows, secrets; "
-              "approve: decide; admin: all.")  # fmt: skip
+              help="What it may do; repeatable. read: look, which all others may too; run: start, cancel, retry; "
+              "write: workflows, secrets; approve: decide; admin: all.")  # fmt: skip
 @click.option("--expires", metavar="TIME", help="12h, 30d, 1y.  [default: never]")
 @OPERATOR
 @output_option(table=False)

@@ -13,8 +13,8 @@ from shared.errors import UserError
 
 TENANT_HEADER = "Hubflow-Tenant"
 SCOPES = ("read", "run", "write", "approve", "admin")
-"""read: look; run: start, cancel and retry runs; write: workflows and secrets; approve: decide; admin: all of a tenant.
-An operator's token (no tenant) with admin may do everything everywhere."""
+"""read: look, which each of the others implies; run: start, cancel and retry runs; write: workflows and secrets;
+approve: decide; admin: all of a tenant. An operator's token (no tenant) with admin may do everything everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,8 @@ class Identity:
         return f"token:{self.name}"
 
     def require(self, scope: str) -> None:
-        if scope not in self.scopes and "admin" not in self.scopes:
+        implied = scope == "read" and bool(self.scopes)  # who starts, decides or writes must see what comes of it
+        if not implied and scope not in self.scopes and "admin" not in self.scopes:
             raise UserError(
                 f"the token {self.name!r} lacks the scope {scope!r} (it has: {', '.join(sorted(self.scopes)) or 'none'})",
                 code="forbidden", status=403, hint=f"make one with `hubflow token create NAME --scope {scope}`",

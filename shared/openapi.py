@@ -114,7 +114,8 @@ def _operation(endpoint: Endpoint, schemas: dict[Any, Any]) -> dict[str, Any]:
     if endpoint.scope == PUBLIC:
         operation["security"] = []
     else:
-        scope = "an operator's token" if endpoint.scope == OPERATOR else f"scope `{endpoint.scope}`"
+        needed = {OPERATOR: "an operator's token", "read": "a token with any scope"}
+        scope = needed.get(endpoint.scope, f"scope `{endpoint.scope}`")
         operation["security"] = [{"token": []}]
         operation["description"] = f"{(endpoint.handle.__doc__ or endpoint.summary).strip()}\n\nNeeds {scope}."
     if endpoint.body is not None:

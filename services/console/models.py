@@ -58,7 +58,9 @@ class Tenant(Answer):
 
 class NewToken(Body):
     name: str = pydantic.Field(min_length=1, max_length=200, description="shown in the audit log and as `by`")
-    scopes: list[Literal["read", "run", "write", "approve", "admin"]] = pydantic.Field(min_length=1)
+    scopes: list[Literal["read", "run", "write", "approve", "admin"]] = pydantic.Field(
+        min_length=1, description="each of the others implies read; admin: everything"
+    )
     expires_in: float | None = pydantic.Field(None, gt=0, le=10 * 366 * 86400, description="seconds; null: never")
 
 

@@ -158,6 +158,23 @@ async def test_a_token_is_shown_once_and_ends_when_revoked(served: Served, acme:
     assert (await ci.call("GET", "/api/v1/tenant")).status == 401
 
 
+@pytest.mark.parametrize("scope", ["run", "write", "approve"])
+async def test_whoever_may_do_something_may_look(served: Served, acme: Client, scope: str) -> None:
+    run = await start(acme)
+    bearer = await served.tenant("acme", scope)
+    assert (await bearer.get(f"/api/v1/runs/{run['number']}?wait=0.1"))["id"] == run["id"]
+    assert (await bearer.get(f"/api/v1/runs/{run['id']}/events"))["items"]
+    answer = await bearer.call("GET", "/api/v1/tokens")
+    assert (answer.status, answer.body["code"]) == (403, "forbidden")
+    others = {
+        "run": ("POST", f"/api/v1/runs/{run['id']}/cancel", {}),
+        "write": ("DELETE", "/api/v1/workflows/ship", None),
+        "approve": ("POST", f"/api/v1/runs/{run['id']}/stages/build/decision", {"action": "approve"}),
+    }
+    for other, request in others.items():
+        assert ((await bearer.call(*request)).status == 403) == (other != scope), other
+
+
 async def test_an_expired_token_is_refused(served: Served, acme: Client) -> None:
     made = await acme.ok("POST", "/api/v1/tokens", {"name": "short", "scopes": ["read"], "expires_in": 3600})
     await served.host.database.execute("UPDATE tokens SET expires_at = now() WHERE id = $1", uuid.UUID(made["id"]))
