@@ -121,9 +121,7 @@ def jobs(run: Run) -> Iterator[Mapping[str, Any]]:
 def failed_jobs(run: Run) -> list[Mapping[str, Any]]:
     """Jobs that failed and mattered."""
     return [
-        job
-        for job in jobs(run)
-        if job["state"] in {"failed", "timed_out", "lost"} and job.get("reason") != "AllowedFailure"
+        job for job in jobs(run) if job["state"] in {"failed", "timed_out", "lost"} and not job.get("allow_failure")
     ]
 
 

@@ -134,8 +134,6 @@ class Reason(enum.StrEnum):
     CONDITION_FALSE = "ConditionFalse"
     CONDITION_ERROR = "ConditionError"
     """The `when` expression could not be evaluated; the message says where."""
-    ALLOWED_FAILURE = "AllowedFailure"
-    """It failed, and the workflow says that this does not matter."""
     CARRIED_OVER = "CarriedOver"
     """It succeeded in the run that this one retries, and was not run again."""
     # waiting

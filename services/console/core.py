@@ -63,7 +63,7 @@ def _stages(row: Any) -> list[dict[str, Any]]:
         return _planned_stages(row["plan"] or {"stages": []}, decisions)
     jobs: dict[str, list[dict[str, Any]]] = {}
     for job in row["jobs"] or []:
-        jobs.setdefault(job["stage"], []).append(job)
+        jobs.setdefault(job["stage"], []).append({**job, "allow_failure": job["name"] in row["allowed_failures"]})
     types = row["stage_types"] or []
     return [
         {
@@ -83,7 +83,8 @@ def _planned_stages(plan: Mapping[str, Any], decisions: Mapping[str, Any]) -> li
             "name": stage["name"], "type": stage["type"], "state": StageState.WAITING, "reason": "", "message": "",
             "decision": decisions.get(stage["name"]), "started_at": None, "paused_at": None, "finished_at": None,
             "jobs": [
-                {"name": job["name"], "stage": stage["name"], "state": JobState.WAITING, **_NEVER_STARTED}
+                {"name": job["name"], "stage": stage["name"], "state": JobState.WAITING,
+                 "allow_failure": job.get("allow_failure", False), **_NEVER_STARTED}
                 for job in stage["jobs"]
             ],
         }
@@ -128,11 +129,12 @@ _JOB = (
 )  # fmt: skip
 
 
-def job_brief(row: Any | None, stage: str, name: str) -> dict[str, Any]:
-    """A job's row, or what will be, before the scheduler has taken the run up."""
+def job_brief(row: Any | None, stage: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    """A job's row, or what will be, before the scheduler has taken the run up. `document`: the job in the workflow file."""
+    allowed = {"allow_failure": document.get("allow_failure", False)}
     if row is None:
-        return {"name": name, "stage": stage, "state": JobState.WAITING, **_NEVER_STARTED}
-    return {column: row[column] for column in _JOB}
+        return {"name": document["name"], "stage": stage, "state": JobState.WAITING, **allowed, **_NEVER_STARTED}
+    return {**{column: row[column] for column in _JOB}, **allowed}
 
 
 def decision_view(about: Any, stage: str) -> dict[str, Any]:

@@ -185,7 +185,8 @@ class DecidedStage(Answer):
 
 
 class JobBrief(Answer):
-    """`attempt` 0: none was made yet. `carried_from`: the run whose success it carries over."""
+    """`attempt` 0: none was made yet. `carried_from`: the run whose success it carries over. `allow_failure`: that it failed
+    does not fail its stage."""
 
     name: str
     stage: str
@@ -199,6 +200,7 @@ class JobBrief(Answer):
     started_at: datetime | None
     finished_at: datetime | None
     carried_from: uuid.UUID | None
+    allow_failure: bool
 
 
 class StageView(Answer):

@@ -71,6 +71,14 @@ stages:
           test -e MENDED
         outputs: [GOT, DETAIL]
 """
+TOLERANT = """
+name: tolerant
+stages:
+  - name: s
+    jobs:
+      - {name: lint, allow_failure: true, script: echo the style; exit 1}
+      - {name: unit, needs: [lint], script: echo the reason; exit 3}
+"""
 SLEEP = "name: sleep\nstages:\n  - name: s\n    jobs:\n      - name: long\n        script: echo begun; sleep 60\n"
 GATE = (
     "name: gate\nstages:\n  - name: ask\n    type: pause\n    jobs:\n      - name: j\n        script: echo waiting\n"
@@ -181,6 +189,18 @@ async def test_a_run_that_fails_shows_why_and_what_to_try(place):
     assert "run retry" in result.out
     assert (await place.run("run", "logs", "@latest", "--failed")).out == "the reason\n"
     assert (await place.run("run", "retry", "@latest", "--wait")).code == RUN_FAILED
+
+
+async def test_a_failure_that_is_allowed_is_not_shown_as_the_reason(place):
+    await place.apply(TOLERANT)
+    result = await place.run("run", "start", "tolerant", "--wait")
+    assert result.code == RUN_FAILED
+    report = result.out[result.out.index("the last lines of") :]
+    assert "the last lines of s / unit:\n  the reason" in report
+    assert "the style" not in report
+    assert (await place.run("run", "logs", "@latest", "--failed")).out == "the reason\n"
+    shown = [await place.json("run", "show", "@latest", name) for name in ("lint", "unit")]
+    assert [each["allow_failure"] for each in shown] == [True, False]
 
 
 async def test_t35_a_retried_run_shows_and_uses_what_it_carries_over(place):

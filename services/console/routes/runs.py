@@ -223,7 +223,7 @@ async def get_job(call: Call, context: Context) -> web.Response:
         raise UserError(f"run {run['number']} has no job {name!r}", code="job-not-found", status=404)
     row = await store.job(context.database, run["id"], name)
     hidden = await context.masks.patterns(call.tenant, run["id"])
-    document, brief = described["job"], core.job_brief(row, described["stage"], name)
+    document, brief = described["job"], core.job_brief(row, described["stage"], described["job"])
     origin = brief["carried_from"] or run["id"]  # what was carried over has its attempts where it ran
     attempts = [_attempt(each, hidden) for each in await store.attempts(context.database, origin, name)]
     return http.reply(

@@ -34,6 +34,7 @@ SELECT {_BRIEF}, r.inputs, r.concurrency_group, r.admitted_at,
     (SELECT c.seq FROM run_counters c WHERE c.run = r.id) AS seq,
     v.document->'inputs' AS declared_inputs,
     jsonb_path_query_array(v.plan, '$.stages[*].type') AS stage_types,
+    jsonb_path_query_array(v.plan, '$.stages[*].jobs[*] ? (@.allow_failure == true).name') AS allowed_failures,
     CASE WHEN r.admitted_at IS NULL AND NOT EXISTS (SELECT 1 FROM stages s WHERE s.run = r.id) THEN v.plan END AS plan,
     CASE WHEN r.state = 'pending' THEN
         (SELECT count(*) FROM runs o WHERE o.tenant = r.tenant AND o.state = 'pending' AND o.finished_at IS NULL
