@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from cli import context as contexts
 from cli.context import Context
 from cli.failure import Failure
-from cli.serving import SERVICES, load_services, service_environment
+from cli.serving import SERVICES, all_settings, load_services, service_environment
 from shared.embedded.process import free_ports, port_is_free, sole_owner
 from shared.errors import ConfigurationError, HubflowError, TemporaryError
 
@@ -362,7 +362,8 @@ async def _open_services(services: Sequence[Any], environment: Mapping[str, str]
 
     started: asyncio.Future[Running] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(
-        serve(services, environment, ready=started.set_result, signals=False), name="hubflow services"
+        serve(services, environment, ready=started.set_result, signals=False, known=all_settings()),
+        name="hubflow services",
     )
     waits: list[asyncio.Future[Any]] = [task, started]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

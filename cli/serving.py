@@ -53,6 +53,12 @@ def load_services(names: Sequence[str]) -> list[Service]:
     return found
 
 
+def all_settings() -> list[type[Any]]:
+    """The settings of all services, of which one process loads only its own: deployments share one environment."""
+    modules = {name: importlib.import_module(f"services.{name}.config") for name in SERVICES}
+    return [getattr(module, f"{name.title().replace('_', '')}Settings") for name, module in modules.items()]
+
+
 def service_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """What the services read, without the variables of the command itself."""
     return {name: value for name, value in environment.items() if name not in VARIABLES}
@@ -124,11 +130,12 @@ def serve(names: tuple[str, ...], check: bool) -> int:
         click.echo(f"warning: {alone}; set it, or serve all in one process", err=True)
     try:
         if check:
-            check_settings(services, environment)
+            for warning in check_settings(services, environment, all_settings()):
+                click.echo(f"warning: {warning}", err=True)
             click.echo(f"the settings of {', '.join(chosen)} are right")
         else:
             open_files.allow_all()
-            run_loop(serve_services(services, environment))
+            run_loop(serve_services(services, environment, known=all_settings()))
     except ConfigurationError as error:
         return _wrong_settings(error)
     except TemporaryError as error:

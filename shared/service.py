@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from shared.runtime.protocol import Runtime
 
 _log = get_logger("host")
+_SHARED: tuple[type[Any], ...] = (HostSettings, ObjectsSettings, RuntimeSettings, KubernetesSettings)
+"""Settings that every process reads."""
 
 
 @dataclass(slots=True)
@@ -122,11 +124,17 @@ async def serve(
     *,
     ready: Callable[[Running], None] | None = None,
     signals: bool = True,
+    known: Sequence[type[Any]] = (),
 ) -> None:
-    """Run services until a signal, `Running.stop`, or the first failure (raised)."""
+    """Run services until a signal, `Running.stop`, or the first failure (raised).
+
+    `known`: settings of services that run elsewhere with the same environment; their variables are not warned of.
+    """
     stop = asyncio.Event()
     host_settings, settings = _load(services, environment)
     configure(host_settings.log_level, file=host_settings.log_file)
+    for problem in _unknown(services, environment, known):
+        _log.warning("setting unknown", problem=problem)
     if signals:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -200,21 +208,22 @@ async def _named(name: str, task: Callable[[], Awaitable[None]]) -> None:
 
 def _load(services: Sequence[Service], environment: Mapping[str, str]) -> tuple[HostSettings, list[Any]]:
     """All settings, or ConfigurationError with every problem."""
-    shared: list[type[Any]] = [HostSettings, ObjectsSettings, RuntimeSettings, KubernetesSettings]
-    classes = [*shared, *(each.settings for each in services)]
-    loaded = load(environment, *classes)
+    loaded = load(environment, *_SHARED, *(each.settings for each in services))
     runtime, cluster = loaded[2:4]
     if runtime.kind == "kubernetes" and any("runtime" in each.needs for each in services):
         require_for_pods(cluster, runtime.installation)
-    for warning in unknown_variables(environment, classes):
-        _log.warning("setting unknown", problem=warning)
-    return loaded[0], list(loaded[len(shared) :])
+    return loaded[0], list(loaded[len(_SHARED) :])
 
 
-def check(services: Sequence[Service], environment: Mapping[str, str]) -> None:
-    """Verify the settings without starting anything. Raises ConfigurationError."""
+def _unknown(services: Sequence[Service], environment: Mapping[str, str], known: Sequence[type[Any]]) -> list[str]:
+    return unknown_variables(environment, [*_SHARED, *(each.settings for each in services), *known])
+
+
+def check(services: Sequence[Service], environment: Mapping[str, str], known: Sequence[type[Any]] = ()) -> list[str]:
+    """Verify the settings without starting anything. Gives warnings; raises ConfigurationError. `known`: as for `serve`."""
     host_settings, _ = _load(services, environment)
     Vault(host_settings.secret_key)
+    return _unknown(services, environment, known)
 
 
 async def _open_host(
