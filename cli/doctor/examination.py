@@ -109,7 +109,10 @@ async def _from_inside(api: Api, installation: Installation, config: KubernetesC
 
 def _of_service(facts: Mapping[str, Any], installation: Installation) -> list[Finding]:
     replicas = sum(int(each["spec"].get("replicas", 1)) for each in installation.deployments.values())
-    findings = [*meaning.postgres(facts["postgres"], replicas), *meaning.rabbitmq(facts["rabbitmq"])]
+    findings = [
+        *meaning.postgres(facts["postgres"], replicas, installation.namespace),
+        *meaning.rabbitmq(facts["rabbitmq"]),
+    ]
     findings.append(meaning.objects("objects, as a service", facts["objects"], installation.objects().endpoint))
     if times := facts["postgres"].get("clocks"):
         findings.append(meaning.clocks("clock of postgresql", times))

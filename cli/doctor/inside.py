@@ -45,7 +45,7 @@ def leave(facts: dict[str, Any]) -> None:
 async def _as_service() -> dict[str, Any]:
     host, objects = load(os.environ, HostSettings, ObjectsSettings)
     postgres, rabbitmq, store = await asyncio.gather(
-        _facts(lambda: _postgres(host.database_url)),
+        _facts(lambda: _postgres(host)),
         _facts(lambda: _rabbitmq(host.amqp_url)),
         _facts(lambda: _store(objects)),
     )
@@ -70,11 +70,11 @@ async def _facts(ask: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]
         return {"error": str(error)[:_LONGEST]}
 
 
-async def _postgres(url: str) -> dict[str, Any]:
+async def _postgres(host: HostSettings) -> dict[str, Any]:
     from shared.db.database import open_database
     from shared.db.migrate import pending
 
-    async with open_database(url, max_connections=1) as database:
+    async with open_database(host.database_url, max_connections=1) as database:
         began = time.time()
         [row] = await database.fetch(
             "SELECT current_setting('server_version_num')::int AS version, "
@@ -84,6 +84,7 @@ async def _postgres(url: str) -> dict[str, Any]:
         clocks = {"a service": (began + ended) / 2, "postgresql": row["time"]}
         return {
             **{key: row[key] for key in ("version", "max_connections")},
+            "connections": host.database_connections,
             "clocks": clocks,
             "pending": await pending(database),
         }

@@ -17,8 +17,10 @@ SKEW_FAILED = 60.0
 """Seconds. S3 refuses signatures that are 15 minutes off; our time limits and links suffer before."""
 LOSING = ("message-ttl", "expires", "max-length", "max-length-bytes")
 """What a policy may say that makes RabbitMQ throw messages away."""
-_CONNECTIONS = 12
-"""Of one process to PostgreSQL, with HUBFLOW_DATABASE_CONNECTIONS as it is by default."""
+_FURTHER_CONNECTIONS = 2
+"""Of one process to PostgreSQL beyond its HUBFLOW_DATABASE_CONNECTIONS (`shared.db.database`)."""
+_OTHERS = 10
+"""Connections that are left to others."""
 
 
 def kubernetes_version(version: str) -> Finding:
@@ -31,8 +33,9 @@ def kubernetes_version(version: str) -> Finding:
     return ok("kubernetes", version)
 
 
-def postgres(facts: Mapping[str, Any], processes: int) -> list[Finding]:
-    """`facts`: error, or version (server_version_num), pending, max_connections. `processes`: of services, all replicas."""
+def postgres(facts: Mapping[str, Any], processes: int, namespace: str) -> list[Finding]:
+    """`facts`: error, or version (server_version_num), pending, max_connections, and connections (of one process at most).
+    `processes`: of services, all replicas."""
     if error := facts.get("error"):
         return [failed("postgresql", str(error), "HUBFLOW_DATABASE_URL in the Secret hubflow-core")]
     findings = []
@@ -43,15 +46,17 @@ def postgres(facts: Mapping[str, Any], processes: int) -> list[Finding]:
     else:
         findings.append(ok("postgresql", f"version {facts['version'] // 10000}"))
     if facts["pending"]:
-        again = "kubectl -n hubflow delete job migrate --ignore-not-found, then apply the overlay again"
+        again = f"kubectl -n {namespace} delete job migrate --ignore-not-found, then apply the overlay again"
         findings.append(failed("migrations", f"the database lacks {', '.join(facts['pending'])}", again))
     else:
         findings.append(ok("migrations", "the database is of this version"))
-    if (needed := processes * _CONNECTIONS) > facts["max_connections"] - 10:
-        message = f"{processes} processes may want {needed} connections, PostgreSQL allows {facts['max_connections']}"
-        findings.append(
-            warning("connections", message, f"max_connections = {needed + 50}, or HUBFLOW_DATABASE_CONNECTIONS")
-        )
+    allowed = facts["max_connections"]
+    if (needed := processes * (facts["connections"] + _FURTHER_CONNECTIONS)) > allowed - _OTHERS:
+        message = f"{processes} processes may want {needed} connections, PostgreSQL allows {allowed}"
+        fix = f"max_connections = {needed + 50}"
+        if (fitting := (allowed - _OTHERS) // processes - _FURTHER_CONNECTIONS) > 1:
+            fix += f", or HUBFLOW_DATABASE_CONNECTIONS={fitting} in settings.env"
+        findings.append(warning("connections", message, fix))
     return findings
 
 

@@ -16,7 +16,7 @@ from cli.doctor.workplace import RELEASE, amount
 from cli.doctor.workplace import check as workplace
 from shared.runtime import kubernetes_body as body
 
-HEALTHY = {"version": 180006, "pending": [], "max_connections": 300}
+HEALTHY = {"version": 180006, "pending": [], "max_connections": 300, "connections": 10}
 
 
 def node(runtime: str) -> dict:
@@ -47,17 +47,26 @@ def test_clocks_that_differ(seconds, state):
 
 
 def test_an_old_postgresql_and_an_old_rabbitmq():
-    assert meaning.postgres({**HEALTHY, "version": 130011}, 7)[0].state is State.FAILED
+    assert meaning.postgres({**HEALTHY, "version": 130011}, 7, "hubflow")[0].state is State.FAILED
     assert meaning.rabbitmq({"version": "3.9.29", "policies": []})[0].state is State.FAILED
     assert meaning.rabbitmq({"version": "3.10.0", "policies": []})[0].state is State.OK
     assert meaning.rabbitmq({"version": "4.1.2", "policies": []})[0].state is State.OK
 
 
 def test_more_processes_than_postgresql_has_connections_for():
-    assert [each.state for each in meaning.postgres(HEALTHY, 7)] == [State.OK, State.OK]
-    [*_, connections] = meaning.postgres({**HEALTHY, "max_connections": 100}, 8)
+    assert [each.state for each in meaning.postgres(HEALTHY, 7, "hubflow")] == [State.OK, State.OK]
+    [*_, connections] = meaning.postgres({**HEALTHY, "max_connections": 100}, 8, "hubflow")
     assert connections.state is State.WARNING
-    assert "max_connections = 146" in connections.fix
+    assert connections.fix == "max_connections = 146, or HUBFLOW_DATABASE_CONNECTIONS=9 in settings.env"
+    for mended in ({"max_connections": 146}, {"max_connections": 100, "connections": 9}):
+        assert len(meaning.postgres({**HEALTHY, **mended}, 8, "hubflow")) == 2, mended
+    [*_, many] = meaning.postgres({**HEALTHY, "max_connections": 100}, 40, "hubflow")
+    assert many.fix == "max_connections = 530"
+
+
+def test_the_fix_for_a_lacking_migration_names_the_namespace():
+    findings = meaning.postgres({**HEALTHY, "pending": ["0009"]}, 7, "elsewhere")
+    assert "kubectl -n elsewhere delete job migrate" in findings[1].fix
 
 
 @pytest.mark.parametrize(
