@@ -40,8 +40,8 @@ class HostSettings:
     public_url: str = setting(
         "", "how people and webhook senders reach the console; empty: http://HOST:PORT, or http://localhost:PORT"
     )
-    secret_key: str = setting("", "encrypts secrets and signs links: 32 bytes in URL-safe base64 (`hubflow token key`)",
-                              secret=True)  # fmt: skip
+    secret_key: str = setting("", "encrypts secrets and signs links: 32 bytes in URL-safe base64 (`hubflow token key`); "
+                              "NEW,OLD while it is changed", secret=True)  # fmt: skip
     log_level: str = setting("info", "debug, info, warning or error")
     log_file: str = setting("", "file that the services' log is appended to; empty: stderr")
     database_connections: int = setting(10, "most connections of this process to PostgreSQL")
