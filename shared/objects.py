@@ -177,8 +177,12 @@ class ObjectStore:
     async def ping(self) -> None:
         """Raise TemporaryError or PermanentError if the bucket cannot be reached."""
         client = await self._client()
-        with _translated("bucket"):
-            await client.head_bucket(Bucket=self._settings.bucket)
+        try:
+            with _translated("the bucket"):
+                await client.head_bucket(Bucket=self._settings.bucket)
+        except KeyError:
+            bucket = self._settings.bucket
+            raise PermanentError(f"there is no bucket {bucket!r} any more", reason="ObjectStorage") from None
 
     async def put(self, key: str, body: bytes, content_type: str = "application/octet-stream") -> None:
         """Write an object, replacing the one of before; whole or not at all."""

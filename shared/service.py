@@ -28,7 +28,7 @@ from shared.db.database import Database, open_database
 from shared.db.dead_letters import DatabaseDeadLetters
 from shared.db.migrate import migrate, pending
 from shared.db.outbox import Relay
-from shared.errors import ConfigurationError, TemporaryError
+from shared.errors import ConfigurationError, HubflowError
 from shared.log import configure, get_logger
 from shared.runtime.allowed import Allowed
 from shared.runtime.docker_body import OFFER as DOCKER_OFFER
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from shared.runtime.protocol import Runtime
 
 _log = get_logger("host")
+PING_SECONDS = 3.0
+"""That /readyz gives each server to answer."""
 _SHARED: tuple[type[Any], ...] = (HostSettings, ObjectsSettings, RuntimeSettings, KubernetesSettings)
 """Settings that every process reads."""
 
@@ -107,6 +109,8 @@ class Service:
     settings: type[Any]
     needs: frozenset[str] = frozenset()
     """"objects", "runtime"."""
+    works_without: frozenset[str] = frozenset()
+    """What of these it can do without for a while, as most of its work goes on."""
 
 
 @dataclass(slots=True)
@@ -144,7 +148,7 @@ async def serve(
         parts = [
             await stack.enter_async_context(each.open(host, own)) for each, own in zip(services, settings, strict=True)
         ]
-        health = _Health(host)
+        health = _Health(host, services)
         port = await _listen(stack, host, health, parts)
         if host.settings.public_url:
             host.public_url = host.settings.public_url.rstrip("/")
@@ -273,8 +277,9 @@ async def _open_host(
 class _Health:
     """/healthz (the process lives), /readyz (it and what it depends on can work), /metrics."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, services: Sequence[Service]) -> None:
         self._host = host
+        self._lives_on_objects = all("objects" in each.needs - each.works_without for each in services)
         self.ready = False
 
     def routes(self) -> list[web.RouteDef]:
@@ -288,24 +293,35 @@ class _Health:
         return http.reply({"status": "ok"})
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        checks: dict[str, str] = {"process": "ok" if self.ready else "starting or stopping"}
         pings = {"database": self._host.database.ping, "bus": self._host.bus.ping}
         if self._host._runtime is not None:
             pings["runtime"] = self._host._runtime.ping
-        for name, ping in pings.items():
-            try:
-                async with asyncio.timeout(3):
-                    await ping()
-                checks[name] = "ok"
-            except (TemporaryError, TimeoutError) as error:
-                checks[name] = str(error) or "no answer within 3 seconds"
-        good = all(value == "ok" for value in checks.values())
+        if self._host._objects is not None:
+            pings["objects"] = self._host._objects.ping
+        answers = await asyncio.gather(*map(_answer, pings.values()))
+        checks = {
+            "process": "ok" if self.ready else "starting or stopping", **dict(zip(pings, answers, strict=True))
+        }  # fmt: skip
+        # Where one of the services works without, the others must not take it, and with it perhaps the API, away.
+        good = all(
+            value == "ok" for name, value in checks.items() if name != "objects" or self._lives_on_objects
+        )  # fmt: skip
         return http.reply({"status": "ok" if good else "unavailable", "checks": checks}, 200 if good else 503)
 
     async def _metrics(self, _: web.Request) -> web.Response:
         from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def _answer(ping: Callable[[], Awaitable[None]]) -> str:
+    """ "ok", or what is wrong."""
+    try:
+        async with asyncio.timeout(PING_SECONDS):
+            await ping()
+    except (HubflowError, TimeoutError) as error:
+        return str(error) or f"no answer within {PING_SECONDS:g} seconds"
+    return "ok"
 
 
 async def _listen(stack: AsyncExitStack, host: Host, health: _Health, parts: Sequence[Parts]) -> int:

@@ -46,4 +46,7 @@ async def _open(host: Host, settings: ConsoleSettings) -> AsyncIterator[Parts]:
         )
 
 
-SERVICE = Service(name="console", open=_open, settings=ConsoleSettings, needs=frozenset({"objects"}))
+_OBJECTS = frozenset({"objects"})
+SERVICE = Service(
+    name="console", open=_open, settings=ConsoleSettings, needs=_OBJECTS, works_without=_OBJECTS  # but for logs and artifacts
+)  # fmt: skip

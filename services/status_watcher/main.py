@@ -39,4 +39,5 @@ SERVICE = Service(
     open=open_status_watcher,
     settings=StatusWatcherSettings,
     needs=frozenset({"objects", "runtime"}),
+    works_without=frozenset({"objects"}),  # but for results too large for where the runtime keeps them
 )
