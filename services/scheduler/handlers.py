@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from services.scheduler import core, saving, store
 from services.scheduler.admission import Full, Held, Quota, Request, Usage, admit_jobs, admit_run
 from services.scheduler.config import SchedulerSettings
+from services.scheduler.counting import count_finished
 from services.scheduler.model import Decision, Run
 from services.scheduler.window import Window, starts
 from shared.batching import Batcher
@@ -140,6 +141,7 @@ async def _on_free_runs(events: Sequence[Event], context: Context) -> list[Event
             context.database, changed, [(each.run, each.id) for each in heard if each.run in ours], work.events
         )
         context.remembered.keep(changed, moved)
+        count_finished(changed, moved)
         window.let_in(work.events)
     quiet = free.keys() - {run.id for _, run in changed}
     left = [event for event in events if event.run in known and event.run not in moved and event.run not in quiet]
@@ -355,7 +357,9 @@ async def _write(tx: Transaction, work: _Work) -> None:
 
 
 def _after_commit(context: Context, work: _Work) -> None:
-    context.remembered.keep(work.changed(), work.revisions)
+    changed = work.changed()
+    context.remembered.keep(changed, work.revisions)
+    count_finished(changed, work.revisions)
     context.window.let_in(work.events)
     _notice_release(context, work)
 

@@ -14,6 +14,7 @@ from services.scheduler.unheard import run_send_again
 from shared.bus.protocol import Consumer
 from shared.bus.topology import TOPICS
 from shared.db.forgetting import run_forgetting
+from shared.measures import run_measures
 from shared.service import Host, Parts, Service
 
 
@@ -28,6 +29,7 @@ async def _open(host: Host, settings: SchedulerSettings) -> AsyncIterator[Parts]
             "timers": partial(run_timers, context),
             "admission": partial(run_admission, context),
             "clock": clock.run,
+            "measures": partial(run_measures, host.database, host.bus),
             "unheard events": partial(run_send_again, host.database),
             "old rows": partial(run_forgetting, host.database, OLD),
         },

@@ -185,6 +185,12 @@ class AmqpBus:
             # Closing the channel puts everything back, unacknowledged and in order.
             return [_dead(message) for message in await _get(channel, limit)]
 
+    async def parked(self) -> int:
+        with _translated_errors():
+            async with self._connection.channel() as channel:
+                queue = await channel.get_queue(DEAD)
+                return queue.declaration_result.message_count or 0
+
     async def replay(self, ids: Sequence[uuid.UUID]) -> list[uuid.UUID]:
         wanted, replayed = set(ids), []
         async with self._connection.channel() as channel:

@@ -23,6 +23,7 @@ class DeadLetters(Protocol):
 
     async def park(self, message: DeadMessage) -> None: ...
     async def oldest(self, limit: int) -> list[DeadMessage]: ...
+    async def count(self) -> int: ...
     async def take(self, ids: Sequence[uuid.UUID]) -> list[DeadMessage]:
         """Those that exist, without removing them."""
         ...
@@ -93,6 +94,9 @@ class MemoryBus:
 
     async def dead(self, limit: int = 100) -> list[DeadMessage]:
         return await self._dead_letters.oldest(limit)
+
+    async def parked(self) -> int:
+        return await self._dead_letters.count()
 
     async def replay(self, ids: Sequence[uuid.UUID]) -> list[uuid.UUID]:
         found = await self._dead_letters.take(ids)

@@ -99,6 +99,10 @@ class Bus(Protocol):
         """The oldest parked messages."""
         ...
 
+    async def parked(self) -> int:
+        """How many messages are parked."""
+        ...
+
     async def replay(self, ids: Sequence[uuid.UUID]) -> list[uuid.UUID]:
         """Put parked messages back into the queues they came from, with a fresh count of tries. Returns those found."""
         ...

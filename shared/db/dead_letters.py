@@ -28,6 +28,10 @@ class DatabaseDeadLetters:
         rows = await self._database.fetch("SELECT * FROM dead_events ORDER BY parked_at LIMIT $1", limit)
         return [_message(row) for row in rows]
 
+    async def count(self) -> int:
+        count: int = await self._database.fetchval("SELECT count(*) FROM dead_events")
+        return count
+
     async def take(self, ids: Sequence[uuid.UUID]) -> list[DeadMessage]:
         rows = await self._database.fetch("SELECT * FROM dead_events WHERE event = ANY ($1)", list(ids))
         return [_message(row) for row in rows]

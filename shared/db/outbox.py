@@ -29,6 +29,8 @@ SWEEP_INTERVAL = 1.0
 SWEEP_AGE = 5.0
 """Seconds after which an event that nobody has marked as sent counts as left behind."""
 SWEEP_LIMIT = 1000
+UNSENT_LIMIT = 100_000
+"""Up to which events left behind are counted."""
 MARK_INTERVAL = 0.1
 """Seconds to gather sent events before they are marked together. (After a crash, what was not marked is sent once more.)"""
 
@@ -73,6 +75,12 @@ UPDATE events SET claimed_at = now() WHERE id IN (
 ) RETURNING id, tenant, type, seq, body
 """
 
+_UNSENT = """
+SELECT count(*) FROM (
+    SELECT FROM events WHERE sent_at IS NULL AND created_at < now() - make_interval(secs => $1) LIMIT $2
+) left_behind
+"""
+
 # Without "and not sent yet", which would tempt PostgreSQL to look through all that was ever not sent.
 _MARK = "UPDATE events SET sent_at = now() WHERE id = ANY ($1::uuid[])"
 
@@ -103,6 +111,12 @@ def messages(
         for event, body in zip(events, given[-1], strict=True)
         if event.id in seqs
     ]
+
+
+async def unsent(database: Database) -> int:
+    """How many events are left behind, of all processes."""
+    count: int = await database.fetchval(_UNSENT, SWEEP_AGE, UNSENT_LIMIT)
+    return count
 
 
 class Relay:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sys
 import uuid
 from collections.abc import AsyncIterator
 
 import pytest
+from prometheus_client import REGISTRY
 
 from shared.bus.memory import MemoryBus
 from shared.bus.protocol import Consumer, Message
@@ -18,6 +20,7 @@ from shared.db.migrate import Migration, migrate, migrations, pending
 from shared.db.outbox import Relay
 from shared.errors import PermanentError, TemporaryError
 from shared.events import JobReady, TenantQuotaChanged, WorkflowApplied, decode
+from shared.measures import measure
 
 
 @pytest.fixture
@@ -153,6 +156,42 @@ async def test_parked_events_of_the_in_process_bus_are_kept_in_the_database(open
     assert (dead.id, dead.queue, dead.reason) == (sent.id, "one", "UnknownRun: nobody knows this run")
     assert await bus.replay([sent.id]) == [sent.id]
     assert len(await bus.dead()) == 1, "refused again, parked again"
+
+
+async def test_what_waits_and_what_is_parked_is_measured(opened: Database) -> None:
+    bus = MemoryBus(DatabaseDeadLetters(opened))
+    async with opened.transaction() as tx:
+        tx.tell(*(TenantQuotaChanged(tenant="acme", by="ann") for _ in range(3)))
+    await bus_with_one_parked(bus)
+    await measure(opened, bus)
+    assert measured() == (0, 1), "what was just recorded is on its way"
+    await opened.execute("UPDATE events SET created_at = now() - interval '6 seconds'")
+    await measure(opened, bus)
+    assert measured() == (3, 1)
+
+    class Away(MemoryBus):
+        async def parked(self) -> int:
+            raise TemporaryError("RabbitMQ does not answer")
+
+    await measure(opened, Away(DatabaseDeadLetters(opened)))
+    unsent, parked = measured()
+    assert unsent == 3
+    assert math.isnan(parked), "what cannot be measured is not what it was before"
+
+
+async def bus_with_one_parked(bus: MemoryBus) -> None:
+    async def refuse(_: Message) -> None:
+        raise PermanentError("nobody knows this run", reason="UnknownRun")
+
+    await bus.consume(Consumer("one", ["#"], refuse))
+    await bus.publish(Message(uuid.uuid4(), "acme.run.created", b"body"))
+
+
+def measured() -> tuple[float, float]:
+    unsent, parked = (REGISTRY.get_sample_value(f"hubflow_{name}") for name in ("events_unsent", "messages_parked"))
+    assert unsent is not None
+    assert parked is not None
+    return unsent, parked
 
 
 async def test_cause_and_trace_follow_from_the_event_that_is_handled(opened: Database) -> None:

@@ -7,11 +7,13 @@ import contextlib
 import dataclasses
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from services.scheduler import store
 from services.scheduler.clock import SLOW, DatabaseClock
@@ -79,6 +81,37 @@ async def test_a_run_goes_through_its_stages_and_seq_has_no_gaps(scheduling: Sch
     events = await scheduling.told(run)
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     assert [event.state for event in events if isinstance(event, RunFinished)] == ["succeeded"]
+
+
+@pytest.mark.parametrize("quota", [{}, {"jobs": 5}], ids=["free", "locked"])
+async def test_what_is_over_is_counted_once_by_how_it_ended(scheduling: Scheduling, quota: dict[str, int]) -> None:
+    await scheduling.tenant(**quota)
+    before = ended()
+    run = await scheduling.start(await scheduling.workflow(TWO_STAGES))
+    await scheduling.finish(run, "lint")
+    await scheduling.finish(run, "unit", "failed", reason="made up by a job")
+    assert await scheduling.state(run) == "failed"
+    await scheduling.finish(run, "unit", "failed")  # comes too late, and is another event
+    counted = ended() - before
+    assert counted == Counter(
+        {"failed": 1, "succeeded ": 1, "failed other": 1, "skipped StageFailed": counted["skipped StageFailed"]}
+    )
+    assert counted["skipped StageFailed"] == await scheduling.database.fetchval(
+        "SELECT count(*) FROM jobs WHERE run = $1 AND state = 'skipped'", run
+    )
+
+
+def ended() -> Counter[str]:
+    """Of runs by state, of jobs by state and reason."""
+    samples = [
+        sample
+        for metric in REGISTRY.collect()
+        if metric.name in {"hubflow_runs_finished", "hubflow_jobs_finished"}
+        for sample in metric.samples
+        if sample.name.endswith("_total")
+    ]
+    return Counter({" ".join(sample.labels[name] for name in ("state", "reason") if name in sample.labels): int(sample.value)
+                    for sample in samples})  # fmt: skip
 
 
 async def test_t23_an_event_that_comes_twice_at_once_counts_once(scheduling: Scheduling) -> None:
