@@ -27,6 +27,7 @@ run "mypy" $bin/mypy
 run "import contracts" $bin/lint-imports
 fresh shared.workflow.schema
 fresh shared.asyncapi
+fresh cli.reasons_reference
 if [ -e wrapper/go.mod ]; then
   go=$(scripts/go.sh)
   if (cd wrapper && GOTOOLCHAIN=local "$go" mod download) 2>/dev/null; then run "go vet" vet; fi

@@ -1,7 +1,7 @@
 """Every state and every reason, once.
 
-The arrows between states are the scheduler's (`services/scheduler/core.py`); the SQL checks and the diagram in
-`docs/states.md` are tested against this file.
+The arrows between states are the scheduler's (`services/scheduler/arrows.py`); the SQL checks and the diagram in
+`docs/states.md` are tested against this file, and `docs/reasons.md` is made from it (`python -m cli.reasons_reference`).
 """
 
 from __future__ import annotations
@@ -117,21 +117,27 @@ class Reason(enum.StrEnum):
     """CommandWrapper itself failed; the message names the phase."""
     # time
     JOB_TIMEOUT = "JobTimeout"
+    """It ran longer than its `timeout`."""
     RUN_TIMEOUT = "RunTimeout"
+    """The run took longer than its `timeout`, pauses not counted."""
     DECISION_TIMEOUT = "DecisionTimeout"
     """Nobody decided about the pause stage in time."""
     # the place where it ran
     NODE_LOST = "NodeLost"
+    """Its node does not answer any more, and nobody knows how the job ended."""
     EVICTED = "Evicted"
+    """The cluster has ended it to make room, or because its node goes."""
     CONTAINER_GONE = "ContainerGone"
     """The container was removed before its outcome was known."""
     # people and rules
     CANCELLED = "Cancelled"
+    """Somebody cancelled the run, or rejected it at a pause; the message says who."""
     SUPERSEDED = "Superseded"
     """A newer run of the same concurrency group took its place."""
     STAGE_FAILED = "StageFailed"
     """A stage of the run, or an earlier job of the stage, failed."""
     CONDITION_FALSE = "ConditionFalse"
+    """Its `when` does not hold."""
     CONDITION_ERROR = "ConditionError"
     """The `when` expression could not be evaluated; the message says where."""
     CARRIED_OVER = "CarriedOver"
@@ -140,7 +146,7 @@ class Reason(enum.StrEnum):
     QUOTA = "Quota"
     """The tenant's quota is used up; the message says by how much and how many wait before it."""
     CAPACITY = "Capacity"
-    """The installation as a whole is full."""
+    """The installation as a whole is full; or the run has not been taken up yet, or its first container has not started."""
     CONCURRENCY = "Concurrency"
     """Another run of the same concurrency group is active; the message names it."""
     RETRY_BACKOFF = "RetryBackoff"
