@@ -10,7 +10,8 @@ import click
 
 OK = 0
 RUN_FAILED = 1
-"""The run failed (with --wait, watch), or the files have faults (validate, apply), or they differ (diff)."""
+"""The run failed (with --wait, watch), or the files have faults (validate, apply), or they differ (diff), or a check has found
+something (doctor, migrate --check)."""
 USAGE = 2
 RUN_CANCELLED = 3
 RUN_TIMED_OUT = 4

@@ -38,12 +38,14 @@ Begin here:
 
 \b
 Where and who (also read from .hubflow/context.json, which `hubflow dev` writes,
-searched from the working directory upwards):
-  HUBFLOW_URL, HUBFLOW_TOKEN (only together with HUBFLOW_URL), HUBFLOW_TENANT
+searched from the working directory upwards; HUBFLOW_CONTEXT names another file):
+  HUBFLOW_URL or --url, HUBFLOW_TENANT or --tenant, and HUBFLOW_TOKEN, which is
+  sent only where HUBFLOW_URL, --url or HUBFLOW_CONTEXT says the server
 
 \b
-Exit codes: 0 ok, 1 the run failed (or files have faults), 2 wrong usage,
-3 run cancelled, 4 run timed out, 5 server not reached or request refused.
+Exit codes: 0 ok, 1 the run failed (or files have faults, or a check found some),
+2 wrong usage, 3 run cancelled, 4 run timed out, 5 server not reached or request
+refused, 78 wrong settings, 130 interrupted.
 """
 
 
@@ -55,7 +57,7 @@ Exit codes: 0 ok, 1 the run failed (or files have faults), 2 wrong usage,
 @click.option("--tenant", envvar="HUBFLOW_TENANT", metavar="NAME", help="The tenant; only operators need to say it.")
 @click.pass_context
 def hubflow(ctx: click.Context, url: str | None, tenant: str | None) -> None:
-    """Hubflow runs DevOps workflows as containers: on a push, a schedule or a call; in stages, with pauses for people."""
+    """Hubflow runs DevOps workflows as containers: on a push, a webhook or a call; in stages, with pauses for people."""
     ctx.obj = {"url": url, "tenant": tenant}
 
 

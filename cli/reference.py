@@ -30,7 +30,7 @@ finds address, token and tenant there. Elsewhere say them:
 | `HUBFLOW_CONTEXT` | | another context file than the nearest one, such as `.hubflow/demo/context.json` |
 
 The token of a context file is sent to the address of that file only; and `HUBFLOW_TOKEN` is not sent to the address of a file
-that was merely found, which may have come with somebody's repository: name the server (`HUBFLOW_URL`) or the file
+that was merely found, which may have come with somebody's repository: name the server (`HUBFLOW_URL`, `--url`) or the file
 (`HUBFLOW_CONTEXT`) with it. Found files that belong to another user are left out. (No option for the token: it would stand in lists of
 processes.)
 
@@ -47,7 +47,7 @@ A RUN is named by its number, its id, or `@latest`.
 | code | meaning |
 |---|---|
 | 0 | ok; with `--wait` and `watch`: the run succeeded |
-| 1 | the run failed; files have faults (`workflow validate`, `apply`); they differ (`workflow diff`); a server did not start (`dev`, `serve`) |
+| 1 | the run failed; files have faults (`workflow validate`, `apply`); they differ (`workflow diff`); a server did not start (`dev`, `serve`); the database lacks something (`migrate --check`); a check failed (`doctor`) |
 | 2 | wrong usage: unknown command or option, bad value, no server known |
 | 3 | the run was cancelled |
 | 4 | the run timed out |
@@ -56,6 +56,8 @@ A RUN is named by its number, its id, or `@latest`.
 | 130 | interrupted by Ctrl-C; a run that was waited for goes on |
 
 ## Commands
+
+`hubflow demo` has a page of its own: [demo.md](demo.md).
 """  # noqa: E501 -- rows of a table
 
 
@@ -73,7 +75,7 @@ def commands(group: click.Group = hubflow, path: str = "hubflow") -> Iterator[tu
         command = group.get_command(context, name)
         if isinstance(command, click.Group):
             yield from commands(command, f"{path} {name}")
-        elif command is not None and name != "demo":  # docs/demo.md tells of it
+        elif command is not None and name != "demo":
             yield f"{path} {name}", command
 
 
