@@ -56,7 +56,7 @@ bench-peers: $(VENV) $(WRAPPER)  ## Celery, Temporal and Restate beside Hubflow,
 	@scripts/packages.sh servers
 	@command -v npm >/dev/null || scripts/packages.sh npm
 	.venv/bin/python -m bench.peers $(if $(ROUNDS),--rounds $(ROUNDS))
-bench-growth: $(VENV) $(WRAPPER)  ## replicas, a long queue, a million past runs, 1000 tenants (half an hour); writes build/bench-growth.json
+bench-growth: $(VENV) $(WRAPPER)  ## replicas, a long queue, a million past runs, 1000 tenants (a quarter of an hour); writes build/bench-growth.json
 	@scripts/packages.sh servers
 	.venv/bin/python -m bench.growth $(foreach part,$(PART),--part $(part)) $(if $(QUEUED),--queued $(QUEUED)) \
 	  $(if $(PAST),--past $(PAST)) $(if $(TENANTS),--tenants $(TENANTS)) $(if $(ROUNDS),--rounds $(ROUNDS))

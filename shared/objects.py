@@ -170,10 +170,6 @@ class ObjectStore:
 
     # ------------------------------------------------------------ whole objects
 
-    async def ensure_bucket(self) -> None:
-        """Make the bucket if it is not there. Happens by itself when the store is first used."""
-        await self._client()
-
     async def ping(self) -> None:
         """Raise TemporaryError or PermanentError if the bucket cannot be reached."""
         client = await self._client()

@@ -173,7 +173,7 @@ class Decision(Answer):
 
 
 class DecisionBody(Body):
-    action: Literal["approve", "cancel"]
+    action: Literal["approve", "cancel"] = pydantic.Field(description="cancel: reject, the run ends")
     comment: str = pydantic.Field("", max_length=1000)
 
 

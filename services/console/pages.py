@@ -45,7 +45,7 @@ button:focus-visible, input:focus-visible, textarea:focus-visible {{ outline: 3p
 </body>
 </html>
 """
-_LABELS = {"approve": "Approve", "cancel": "Cancel the run"}
+_LABELS = {"approve": "Approve", "cancel": "Reject: end the run"}
 _TITLES = {
     "decided": "Done", "already-decided": "Already decided", "run-over": "Nothing to decide", "stage-over": "Nothing to decide",
     "link-expired": "This link has expired", "link-invalid": "This link is not valid",

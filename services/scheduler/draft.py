@@ -356,7 +356,7 @@ class Draft:
         comment = f": {status.decision.comment}" if status.decision.comment else ""
         if status.decision.action != "approve":
             self.end_run_as(
-                RunState.CANCELLED, Reason.CANCELLED, f"stage {stage.name!r} refused by {status.decision.by}{comment}"
+                RunState.CANCELLED, Reason.CANCELLED, f"stage {stage.name!r} rejected by {status.decision.by}{comment}"
             )
             return False
         self.run.paused_seconds += (self.now - status.paused_at).total_seconds()

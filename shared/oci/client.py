@@ -1,4 +1,4 @@
-"""Reads images from any OCI registry, and writes them (tests, `thub`).
+"""Reads images from any OCI registry.
 
     async with open_registry_client() as client:
         config = await client.image_config(parse_reference("registry.example.com/team/app:1"), auth)
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections import OrderedDict
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,7 +33,6 @@ BLOB_BYTES = 32 * 1024 * 1024 * 1024
 _TAGS = 10_000
 _INDEX_DEPTH = 2
 _CONFIGS_KEPT = 256
-_PUSH = "pull,push"
 
 _DOCKER = "application/vnd.docker.distribution.manifest"
 _OCI = "application/vnd.oci.image"
@@ -174,55 +173,6 @@ class RegistryClient:
             found += names
             path = self._on_registry(reference, str(following)) if following and names else ""
         return found[:_TAGS]
-
-    # ------------------------------------------------------------ writing
-
-    async def push_image(
-        self, reference: Reference, manifest: bytes, blobs: Mapping[str, bytes], auth: Auth | None = None
-    ) -> str:
-        """Write blobs (by digest), then the manifest under the reference's tag; returns the manifest's digest."""
-        for digest, blob in blobs.items():
-            await self.push_blob(reference, digest, blob, auth)
-        media_type = str(read_json(manifest, "manifest").get("mediaType", ""))
-        return await self.push_manifest(reference, manifest, media_type, auth)
-
-    async def push_blob(
-        self, reference: Reference, digest: str, content: bytes | AsyncIterable[bytes], auth: Auth | None = None
-    ) -> None:
-        """Write a blob unless it is there; a stream goes chunk by chunk, each as one request (make them large)."""
-        try:
-            async with self._transport.call(reference, Request("HEAD", f"blobs/{digest}", _PUSH), auth):
-                return
-        except KeyError:
-            location = await self._step(reference, Request("POST", "blobs/uploads/", _PUSH), auth)
-        if not isinstance(content, bytes):
-            offset = 0
-            async for chunk in content:
-                headers = {
-                    "Content-Type": "application/octet-stream",
-                    "Content-Range": f"{offset}-{offset + len(chunk) - 1}",
-                }
-                location = await self._step(reference, Request("PATCH", location, _PUSH, headers, chunk), auth)
-                offset += len(chunk)
-            content = b""
-        headers = {"Content-Type": "application/octet-stream"}
-        finish = location.update_query(digest=digest)
-        await self._step(reference, Request("PUT", finish, _PUSH, headers, content), auth)
-
-    async def push_manifest(self, reference: Reference, body: bytes, media_type: str, auth: Auth | None = None) -> str:
-        """Write a manifest under the reference's tag (or digest); returns its digest."""
-        path = f"manifests/{quote(reference.wanted, safe=':')}"
-        await self._step(reference, Request("PUT", path, _PUSH, {"Content-Type": media_type}, body), auth)
-        return f"sha256:{hashlib.sha256(body).hexdigest()}"
-
-    async def _step(self, reference: Reference, request: Request, auth: Auth | None) -> URL:
-        """One step of a push: where the next one goes."""
-        try:
-            async with self._transport.call(reference, request, auth) as response:
-                location = response.headers.get("Location", "")
-        except KeyError:
-            raise _unknown(reference) from None
-        return self._on_registry(reference, location)
 
     def _on_registry(self, reference: Reference, address: str) -> URL:
         """An address that the registry gave, which must be on the registry: our credentials go there."""

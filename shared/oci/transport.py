@@ -40,7 +40,7 @@ class Request:
     method: str
     path: str | URL
     actions: str = "pull"
-    """What a token is asked for: "pull" or "pull,push"."""
+    """What a token is asked for, such as "pull"."""
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
 

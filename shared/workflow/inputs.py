@@ -45,8 +45,3 @@ def resolve_inputs(model: Workflow, given: Mapping[str, Any]) -> dict[str, str]:
         raise UserError(f"The inputs do not fit the workflow: {told}.", code="bad-input", status=422,
                         hint="`hubflow workflow show NAME` lists the inputs.", details={"inputs": faults})  # fmt: skip
     return values
-
-
-def secret_values(model: Workflow, values: Mapping[str, str]) -> list[str]:
-    """Values that are to be masked."""
-    return [value for name, value in values.items() if value and name in model.inputs and model.inputs[name].secret]

@@ -1,4 +1,4 @@
-"""Does an event from outside start this workflow? Patterns for branches, tags, paths and images.
+"""Does an event from outside start this workflow? Patterns for branches, tags and paths.
 
 `*` is anything but `/`, `**` anything, `?` one character but `/`, `[abc]` one of these; `!` before a pattern takes away
 what earlier ones have matched. A list that begins with `!` takes away from everything.
@@ -38,14 +38,6 @@ def matches_push(
     if not push.paths or changed_paths is None:
         return True
     return any(matches(push.paths, path) for path in changed_paths)
-
-
-def matches_image(model: Workflow, repository: str, tag: str) -> bool:
-    """Does a push of the image `repository:tag` (repository without the registry's host) start the workflow?"""
-    return any(
-        matches((trigger.repository,), repository) and (not trigger.tags or matches(trigger.tags, tag))
-        for trigger in model.on.image
-    )
 
 
 def matches(patterns: Sequence[str], text: str) -> bool:

@@ -31,6 +31,7 @@ from tests.cluster.nodes import TOLERATION, node
 from tests.cluster.programs import CONTAINERD
 from tests.contract.runtime_places import Watcher, kubernetes_config, new_name, read, spec
 from tests.servers.between import opened_between
+from tests.servers.pushing import push_image
 from tests.servers.registry import started_registry
 
 pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("kubernetes")]
@@ -134,7 +135,7 @@ async def test_t09_images_that_cannot_be_had_are_named(kubernetes_place, tmp_pat
         unknown, refused, silent, allowed = (new_name() for _ in range(4))
         auth = {"username": "u", "password": "word"}
         image = f"{REFUSING_REGISTRY}/private/tool:1"
-        await client.push_image(parse_reference(image), *job_images()[0].pushable(), auth)
+        await push_image(client, parse_reference(image), *job_images()[0].pushable(), auth)
         await runtime.start(spec(unknown, "true", image=f"{REGISTRY}/nowhere/nothing:7"))
         await runtime.start(spec(refused, "true", image=image))
         await runtime.start(spec(silent, "true", image=f"{NODE_ADDRESS}:9/no/registry:1"))

@@ -27,6 +27,7 @@ from shared.errors import PermanentError, TemporaryError
 from shared.oci import RegistryClient, credentials_for, open_registry_client, parse_reference
 from shared.oci.client import CONFIG_BYTES, MANIFEST_BYTES
 from tests.servers.images import File, Image, architecture
+from tests.servers.pushing import push_blob, push_image, push_manifest
 from tests.servers.registry import Registry, started_registry
 
 TINY = Image(
@@ -50,7 +51,7 @@ async def client() -> AsyncIterator[RegistryClient]:
 
 async def _push(client: RegistryClient, name: str, image: Image = TINY, auth: Any = None) -> str:
     manifest, blobs = image.pushable()
-    return await client.push_image(parse_reference(name), manifest, blobs, auth)
+    return await push_image(client, parse_reference(name), manifest, blobs, auth)
 
 
 async def test_what_was_pushed_is_read_back(client: RegistryClient, registry: Registry) -> None:
@@ -75,28 +76,23 @@ async def test_an_index_gives_the_image_of_the_wanted_machine(client: RegistryCl
         entries[-1]["mediaType"] = "application/vnd.docker.distribution.manifest.v2+json"
         entries[-1]["size"] = len(image.pushable()[0])
     index = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).encode()
-    await client.push_manifest(parse_reference(f"{name}:all"), index, OCI_INDEX)
+    await push_manifest(client, parse_reference(f"{name}:all"), index, OCI_INDEX)
     for machine in ("arm64", "s390x"):
         assert (await client.image_config(parse_reference(f"{name}:all"), architecture=machine)).cmd == (machine,)
     with pytest.raises(PermanentError, match=r"no image for linux/mips, only for linux/amd64, linux/arm64"):
         await client.image_config(parse_reference(f"{name}:all"), architecture="mips")
 
 
-async def test_tags_over_pages_and_streamed_blobs(client: RegistryClient, registry: Registry) -> None:
+async def test_tags_over_pages_and_blobs_up_to_a_limit(client: RegistryClient, registry: Registry) -> None:
     name = f"{registry.host}/team/tagged"
     for number in range(3):
         await _push(client, f"{name}:v{number}")
     assert sorted(await client.tags(parse_reference(name))) == ["v0", "v1", "v2"]
-    pieces = [secrets.token_bytes(300_000) for _ in range(4)]
-    digest = f"sha256:{hashlib.sha256(b''.join(pieces)).hexdigest()}"
-
-    async def stream() -> AsyncIterator[bytes]:
-        for piece in pieces:
-            yield piece
-
+    blob = secrets.token_bytes(1_200_000)
+    digest = f"sha256:{hashlib.sha256(blob).hexdigest()}"
     reference = parse_reference(name)
-    await client.push_blob(reference, digest, stream())
-    assert await client.blob_bytes(reference, digest, limit=2_000_000) == b"".join(pieces)
+    await push_blob(client, reference, digest, blob)
+    assert await client.blob_bytes(reference, digest, limit=2_000_000) == blob
     with pytest.raises(PermanentError, match="larger than 1000000"):
         await client.blob_bytes(reference, digest, limit=1_000_000)
 

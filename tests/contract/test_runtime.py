@@ -35,6 +35,7 @@ from tests.contract.runtime_places import (
     read,
     spec,
 )
+from tests.servers.pushing import push_image
 from tests.servers.registry import started_registry
 
 KILLS = {"process": 12, "docker": 6, "kubernetes": 4}
@@ -593,7 +594,7 @@ async def test_an_image_that_one_tenant_has_pulled_is_no_other_ones_where_the_re
         where = {"docker_host": docker_place.where, "installation": docker_place.installation, "default_image": IMAGE}
         asking = await open_runtime(_config("docker", wrapper, tmp_path, pull="always", **where))
         image = f"{closed.host}/private/tool:1"
-        await client.push_image(parse_reference(image), *job_images()[0].pushable(), auth)
+        await push_image(client, parse_reference(image), *job_images()[0].pushable(), auth)
         own, allowed = new_name(), new_name()
         await docker.start(spec(own, "echo own", image=image, registry_auth=auth))
         assert await read(docker, own, follow=True) == b"own\n"

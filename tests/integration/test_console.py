@@ -695,7 +695,7 @@ async def test_a_page_passes_on_who_decides_and_why(served: Served, acme: Client
     decision = (await acme.get(f"/api/v1/runs/{run['id']}"))["stages"][1]["decision"]
     assert (decision["action"], decision["by"], decision["comment"]) == ("cancel", "link (says: Ada <b>)", "not today")
     page = await acme.as_token("").call("GET", link(served, run["id"]))
-    assert "Ada &lt;b&gt;" in page.body
+    assert "was rejected by link (says: Ada &lt;b&gt;)" in page.body
 
 
 async def test_t87_links_expire_and_cannot_be_made_up(served: Served, acme: Client) -> None:

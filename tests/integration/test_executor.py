@@ -47,6 +47,7 @@ from shared.runtime.protocol import ContainerSpec, Observation, Phase
 from tests.cluster.images import job_images
 from tests.integration.jobs import ROOT, TENANT, House, container_of, opened_house, tasks_of, until
 from tests.integration.scheduling import Hands
+from tests.servers.pushing import push_image
 from tests.servers.registry import started_registry
 
 SIMPLE = """
@@ -121,7 +122,7 @@ async def private(tmp_path: Path) -> AsyncIterator[tuple[str, dict[str, str]]]:
     auth = {"username": "u", "password": "word"}
     async with started_registry(tmp_path / "private", users={"u": "word"}) as closed, open_registry_client() as client:
         image = f"{closed.host}/team/tool:1"
-        await client.push_image(parse_reference(image), *job_images()[0].pushable(), auth)
+        await push_image(client, parse_reference(image), *job_images()[0].pushable(), auth)
         yield image, auth
 
 

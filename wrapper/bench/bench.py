@@ -275,7 +275,6 @@ async def measure(work: Path, scale: float, rounds: int) -> dict[str, float]:
             bucket="bench",
         )
         async with open_object_store(settings) as store:
-            await store.ensure_bucket()
             for name in ("artifact", "cache"):
                 trips = await asyncio.to_thread(RoundTrips, jobs, store, loop, work, name)
                 figures |= await asyncio.to_thread(trips.figures, rounds)

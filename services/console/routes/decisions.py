@@ -92,7 +92,7 @@ async def _decide(tx: Transaction, about: Any, stage: str, action: str, by: str,
 def _decided(about: Any, stage: str, decision: Any) -> UserError:
     at = decision["at"]
     moment = at if isinstance(at, datetime) else parse_timestamp(at)
-    done = "approved" if decision["action"] == "approve" else "cancelled"
+    done = "approved" if decision["action"] == "approve" else "rejected"
     return UserError(
         f"the stage {stage!r} of run {about['number']} was {done} by {decision['by']} "
         f"at {moment:%Y-%m-%d %H:%M:%S} UTC",
@@ -150,7 +150,7 @@ async def _decide_by_link(
     async with context.database.transaction() as tx:
         about: Any = await store.locked_stage(tx, run, stage)
         await _decide(tx, about, stage, action, by, comment)
-    done = "approved: the run goes on" if action == "approve" else "cancelled: the run ends"
+    done = "approved: the run goes on" if action == "approve" else "rejected: the run ends"
     return _page(200, pages.answer("decided", f"The stage {stage!r} of run {about['number']} is {done}."))
 
 
@@ -200,7 +200,7 @@ def _page(status: int, html: str) -> web.Response:
 
 LINK = "/d/{token}"
 ENDPOINTS = (
-    Endpoint("POST", "/api/v1/runs/{run}/stages/{stage}/decision", decide_stage, "Approve or cancel a pause stage",
+    Endpoint("POST", "/api/v1/runs/{run}/stages/{stage}/decision", decide_stage, "Approve or reject a pause stage",
              "approve", DecisionBody, answer=DecidedStage, status=201),
     Endpoint("GET", LINK, open_link, "The page of a decision link", PUBLIC, answer=str, media="text/html"),
     Endpoint("HEAD", LINK, open_link, "Whether a decision link is good; decides nothing", PUBLIC, media="text/html"),

@@ -203,7 +203,7 @@ def test_t86_the_first_decision_counts() -> None:
     decide(world, "ask", "cancel")
     decide(world, "ask", "approve")
     assert (world.run.state, world.run.reason) == ("cancelled", Reason.CANCELLED)
-    assert "refused by ann: fine" in world.run.message
+    assert "rejected by ann: fine" in world.run.message
 
 
 @pytest.mark.parametrize(

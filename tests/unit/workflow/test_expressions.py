@@ -17,11 +17,11 @@ from shared.workflow.conditions import (
     typed_inputs,
 )
 from shared.workflow.expressions import references, render
-from shared.workflow.inputs import resolve_inputs, secret_values
+from shared.workflow.inputs import resolve_inputs
 from shared.workflow.model import Workflow, builtin_of
 from shared.workflow.parser import parse_workflow
 from shared.workflow.plan import plan
-from shared.workflow.triggers import matches, matches_image, matches_push
+from shared.workflow.triggers import matches, matches_push
 
 CONTEXT = {
     "jobs": {"build": {"state": "succeeded", "outputs": {"TAG": "v1", "EMPTY": ""}}, "unit tests": {"state": "failed"}},
@@ -212,13 +212,6 @@ def test_pushes() -> None:
     assert Workflow.from_json(workflow("on: api").to_json()) == workflow("on: api")
 
 
-def test_images() -> None:
-    model = workflow("on: {image: [{repository: 'team/*', tags: ['1.*']}]}")
-    assert matches_image(model, "team/app", "1.2")
-    assert not matches_image(model, "team/app", "2.0")
-    assert not matches_image(model, "other/app", "1.2")
-
-
 INPUTS = """
 inputs:
   TEXT: a
@@ -240,7 +233,6 @@ def test_inputs_of_a_start() -> None:
         "KIND": "x",
         "KEY": 42.0,
     }
-    assert secret_values(model, values) == ["42"]
 
 
 def test_all_bad_inputs_come_at_once_and_secrets_are_not_told() -> None:
