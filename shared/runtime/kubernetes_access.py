@@ -43,6 +43,8 @@ class Server:
     token: Callable[[], Awaitable[str]]
     """The value of the Authorization header now; "" for none."""
     proxy: str | None = None
+    name: str | None = None
+    """Whom the certificate must name, where that is not the address's host (`tls-server-name`)."""
 
 
 async def find_server(access: Access) -> Server:
@@ -50,7 +52,7 @@ async def find_server(access: Access) -> Server:
     own = _own_account() if not (access.kubeconfig or access.context) else None
     server = own or await _by_kubeconfig(access)
     if access.server:
-        return Server(access.server, server.tls, server.token)
+        return Server(access.server, server.tls, server.token, name=server.name)
     return server
 
 
@@ -95,7 +97,7 @@ async def _by_kubeconfig(access: Access) -> Server:
     async def token() -> str:
         return await found.get_api_key_with_prefix("BearerToken") or ""
 
-    return Server(str(found.host), tls, token, found.proxy or None)
+    return Server(str(found.host), tls, token, found.proxy or None, found.tls_server_name)
 
 
 def _tls(authority: str | None) -> ssl.SSLContext:

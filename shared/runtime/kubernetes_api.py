@@ -129,13 +129,15 @@ class Api:
         headers, data = {"Accept": accept}, None
         if self._server is not None and (token := await self._server.token()):
             headers["Authorization"] = token
+        name = self._server.name if self._server is not None else None
         if body is not None:
             data, headers["Content-Type"] = json.dumps(body).encode(), content_type
         kind = _kind_of(path)
         try:
             async with session.request(
-                method, path, params=query, data=data, headers=headers, timeout=limits, read_bufsize=buffer
-            ) as response:
+                method, path, params=query, data=data, headers=headers, timeout=limits, read_bufsize=buffer,
+                server_hostname=name,
+            ) as response:  # fmt: skip
                 self.counted[method, kind] += 1
                 self._hear_time(response.headers.get("Date"))
                 _CALLS.labels(method, kind, response.status).inc()

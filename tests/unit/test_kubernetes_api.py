@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 from contextlib import asynccontextmanager
 
@@ -13,7 +14,7 @@ from tests.cluster.certificates import issue
 
 
 @asynccontextmanager
-async def api_server(folder, port=0):
+async def api_server(folder, port=0, host="127.0.0.1"):
     """With the certificates of this folder. Gives its port."""
 
     async def version(_):
@@ -26,7 +27,7 @@ async def api_server(folder, port=0):
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls).start()
+        await web.TCPSite(runner, host, port, ssl_context=tls).start()
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()
@@ -43,3 +44,17 @@ async def test_an_authority_that_is_renewed_is_read_again(tmp_path):
             assert await api.call("GET", "/version") == {"gitVersion": "v1.34.4"}
     finally:
         await api.close()
+
+
+async def test_the_certificate_may_name_another_than_the_address(tmp_path):
+    """`tls-server-name`: for who reaches the API server by way of a tunnel or a load balancer."""
+    issue(tmp_path)
+    kubeconfig = json.loads((tmp_path / "admin.kubeconfig").read_text())
+    async with api_server(tmp_path, host="127.0.0.2") as port:
+        kubeconfig["clusters"][0]["cluster"] |= {"server": f"https://127.0.0.2:{port}", "tls-server-name": "localhost"}
+        (tmp_path / "tunnel.kubeconfig").write_text(json.dumps(kubeconfig))
+        api = Api(Access(str(tmp_path / "tunnel.kubeconfig")))
+        try:
+            assert await api.call("GET", "/version") == {"gitVersion": "v1.34.4"}
+        finally:
+            await api.close()
