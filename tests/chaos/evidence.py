@@ -152,7 +152,8 @@ async def _look_at_log(
     log = await client.get(f"{API}/runs/{run.id}/jobs/{job}/log?attempt={number}")
     text = _OF_THE_WRAPPER.sub("", log.decode(errors="replace"))
     findings.looked["logs"] += 1
-    ended_itself = attempt["state"] not in {*ENDED_EARLY, "lost"} and attempt["exit_code"] == 0
+    # Beyond 127: ended by a signal, as what is stopped or takes too long may be.
+    ended_itself = attempt["state"] not in {*ENDED_EARLY, "lost"} and attempt["exit_code"] in range(128)
     whole = text == wanted if ended_itself else wanted.startswith(text)
     if not whole:
         findings.add(
@@ -207,6 +208,18 @@ async def _look_for_others(findings: Findings, load: Load, witnessed: set[str]) 
             cursor = f"&cursor={page['next_cursor']}"
 
 
+async def look_at_pods(findings: Findings, place: Place) -> None:
+    """One pod for each attempt, by what the cluster's scheduler has written down: also of pods that the witness did not see, as
+    its watch was away, and of those that never ran anything."""
+    if not isinstance(place.engine, PodEngine):
+        return
+    scheduled = await place.engine.scheduled()
+    findings.looked["pods"] = sum(map(len, scheduled.values()))
+    for name, uids in scheduled.items():
+        if len(uids) > 1:
+            findings.add("doubled", f"there were {len(uids)} pods {name}: {', '.join(sorted(uids))}")
+
+
 def look_at_limits(findings: Findings, load: Load, said: Sequence[Said]) -> None:
     """Never more jobs of a tenant at a time than its quota, never two runs of a group: by the order of the witness's lines."""
     tenants = {run.id: run.tenant for run in load.runs}
@@ -246,10 +259,13 @@ async def look_at_events(findings: Findings, database: Database, load: Load, hea
         findings.add("event_gaps", f"event {id} came with different contents")
     seqs: dict[str, set[int]] = defaultdict(set)
     types: dict[str, Counter[str]] = defaultdict(Counter)
+    ended: Counter[tuple[str, str]] = Counter()
     for event in heard.events.values():
         if run := event.get("run"):
             seqs[str(run)].add(event["seq"])
             types[str(run)][event["type"]] += 1
+            if event["type"] == "job.ended":
+                ended[str(run), event["job"]] += 1
     for run in load.runs:
         if not run.id:
             continue
@@ -260,6 +276,9 @@ async def look_at_events(findings: Findings, database: Database, load: Load, hea
         for type in ("run.created", "run.finished"):
             if types[run.id][type] != 1:
                 findings.add("event_gaps", f"run {run.id} told {type} {types[run.id][type]} times")
+        for job in (*run.end.jobs, *run.end.skipped):
+            if ended[run.id, job] != 1:
+                findings.add("event_gaps", f"run {run.id} told job.ended of {job} {ended[run.id, job]} times")
 
 
 def look_at_webhooks(findings: Findings, heard: Subscriber, receiver: Receiver) -> None:
@@ -305,7 +324,7 @@ async def unsettled(place: Place, database: Database) -> dict[str, int]:
 
 async def _of_runtime(place: Place) -> dict[str, int]:
     if isinstance(place.engine, PodEngine):
-        return await place.engine.left(place.environment["HUBFLOW_RUNTIME_INSTALLATION"])
+        return await place.engine.left()
     if place.engine is not None:
         label = f"hubflow.installation={place.environment['HUBFLOW_RUNTIME_INSTALLATION']}"
         filters = f'{{"label":["{label}"]}}'

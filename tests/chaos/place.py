@@ -1,7 +1,7 @@
 """The system that is put to the test: real servers on disks of their own, two replicas of each service, proxies between.
 
-Replicas are called by service and letter: ("scheduler", "a"). Each letter has a proxy of its own to the database, the broker
-and the object storage, so that one half of the system can lose a server that the other half still sees.
+Replicas are called by service and letter: ("scheduler", "a"). Each letter has a proxy of its own to the database, the broker,
+the object storage and the cluster's API server, so that one half of the system can lose a server that the other still sees.
 """
 
 from __future__ import annotations
@@ -187,11 +187,18 @@ class Place:
     def environment_of(self, letter: str, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """The settings of a replica: its servers are behind its letter's proxies."""
         s3 = self.links[letter, "objects"].port
+        cluster = {}
+        if isinstance(self.engine, PodEngine):
+            file = self.folder / f"cluster-of-{letter}.kubeconfig"
+            cluster["HUBFLOW_KUBERNETES_KUBECONFIG"] = str(
+                self.engine.kubeconfig_through(self.links[letter, "cluster"].port, file)
+            )
         return {
             **self.environment,
             "HUBFLOW_DATABASE_URL": _through(self.environment["HUBFLOW_DATABASE_URL"], self.links[letter, "database"].port),
             "HUBFLOW_AMQP_URL": _through(self.environment["HUBFLOW_AMQP_URL"], self.links[letter, "broker"].port),
             "HUBFLOW_S3_ENDPOINT": f"http://127.0.0.1:{s3}",
+            **cluster,
             **(more or {}),
         }  # fmt: skip
 
@@ -274,6 +281,10 @@ async def opened_place(folder: Path, engine: Dockerd | PodEngine | None, **setti
             for server, port in far.items():
                 assert port is not None
                 links[letter, server] = await stack.enter_async_context(opened_proxy(f"{server} of {letter}", port))
+            if isinstance(engine, PodEngine):
+                host, port = engine.server
+                proxy = opened_proxy(f"cluster of {letter}", port, host)
+                links[letter, "cluster"] = await stack.enter_async_context(proxy)
         jobs = Proxy("objects of jobs", s3.port)
         await jobs.open("127.0.0.1" if engine is None else engine.gateway)
         stack.push_async_callback(jobs.close)

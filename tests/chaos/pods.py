@@ -6,12 +6,16 @@ import asyncio
 import contextlib
 import json
 import uuid
+from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
 
 from shared.errors import TemporaryError
-from shared.runtime import kubernetes_body as body
-from shared.runtime.kubernetes_access import Access
+from shared.runtime.kubernetes_access import Access, find_server
 from shared.runtime.kubernetes_api import MERGE, Api, ApiError
 from shared.runtime.kubernetes_read import Pod
 from shared.runtime.kubernetes_watch import Pods
@@ -33,13 +37,14 @@ class PodEngine:
         self.namespace = f"chaos-{uuid.uuid4().hex[:8]}"
         self._api = Api(Access(str(cluster.kubeconfig), calls_per_second=0))
         self._path = f"/api/v1/namespaces/{self.namespace}"
+        self.server = ("", 0)
+        """Host and port of the API server, known once `prepare` is done."""
 
     def settings(self, jobs_port: int) -> dict[str, str]:
         """HUBFLOW_* of the services."""
         return {
             "HUBFLOW_RUNTIME_KIND": "kubernetes",
             "HUBFLOW_RUNTIME_DEFAULT_IMAGE": self.cluster.image("job:1"),
-            "HUBFLOW_KUBERNETES_KUBECONFIG": str(self.cluster.kubeconfig),
             "HUBFLOW_KUBERNETES_NAMESPACE": self.namespace,
             "HUBFLOW_KUBERNETES_WRAPPER_IMAGE": self.cluster.image("wrapper:1"),
             "HUBFLOW_KUBERNETES_SHARED_CLASS": SHARED_CLASS,
@@ -47,7 +52,17 @@ class PodEngine:
             **(_ON_SIMULATED if self.simulated else {}),
         }
 
+    def kubeconfig_through(self, port: int, file: Path) -> Path:
+        """Written to `file`: the cluster's, by way of a proxy's port."""
+        document = yaml.safe_load(self.cluster.kubeconfig.read_text())
+        for each in document["clusters"]:
+            each["cluster"] |= {"server": f"https://127.0.0.1:{port}", "tls-server-name": self.server[0]}
+        file.write_text(yaml.safe_dump(document))
+        return file
+
     async def prepare(self) -> None:
+        address = urlsplit((await find_server(Access(str(self.cluster.kubeconfig)))).address)
+        self.server = address.hostname or "", address.port or 443
         if self.simulated:
             await asyncio.gather(*(self.make_node(name) for name in SIMULATED_NODES))
 
@@ -99,13 +114,18 @@ class PodEngine:
             if error.status != 404:
                 raise
 
-    async def left(self, installation: str) -> dict[str, int]:
-        """What is still there: it must be nothing in the end."""
-        query = {"labelSelector": body.selector(installation)}
+    async def left(self) -> dict[str, int]:
+        """What is still there, labelled or not, as nobody else uses the namespace: it must be nothing in the end."""
         kinds = ("pods", "secrets", "persistentvolumeclaims")
-        return {
-            kind: len((await self._api.call("GET", f"{self._path}/{kind}", query=query))["items"]) for kind in kinds
-        }
+        return {kind: len((await self._api.call("GET", f"{self._path}/{kind}"))["items"]) for kind in kinds}
+
+    async def scheduled(self) -> dict[str, set[str]]:
+        """Name -> uids of the pods that the cluster's scheduler says it has given a node: it remembers those that are gone."""
+        uids: dict[str, set[str]] = defaultdict(set)
+        query = {"fieldSelector": "reason=Scheduled"}
+        for event in (await self._api.call("GET", f"{self._path}/events", query=query))["items"]:
+            uids[event["involvedObject"]["name"]].add(event["involvedObject"]["uid"])
+        return uids
 
     async def kill_api_server(self) -> None:
         """kill -9, and start again on the same data."""

@@ -38,10 +38,10 @@ class _Pair:
 class Proxy:
     """Listens at `port` of this machine and leads to a server's port, which may change its process but not its number."""
 
-    def __init__(self, name: str, far_port: int) -> None:
+    def __init__(self, name: str, far_port: int, far_host: str = "127.0.0.1") -> None:
         self.name = name
         self.port = 0
-        self._far_port = far_port
+        self._far = far_host, far_port
         self._pairs: dict[_Pair, asyncio.Task[None]] = {}
         self._delay: Callable[[], float] | None = None
         self._refusing = False
@@ -86,7 +86,7 @@ class Proxy:
             near.transport.abort()
             return
         try:
-            far_reader, far = await asyncio.open_connection("127.0.0.1", self._far_port)
+            far_reader, far = await asyncio.open_connection(*self._far)
         except OSError:
             near.transport.abort()
             return
@@ -120,8 +120,8 @@ class Proxy:
 
 
 @contextlib.asynccontextmanager
-async def opened_proxy(name: str, far_port: int) -> AsyncIterator[Proxy]:
-    proxy = Proxy(name, far_port)
+async def opened_proxy(name: str, far_port: int, far_host: str = "127.0.0.1") -> AsyncIterator[Proxy]:
+    proxy = Proxy(name, far_port, far_host)
     await proxy.open()
     try:
         yield proxy

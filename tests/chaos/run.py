@@ -30,7 +30,7 @@ from tests.chaos.workflows import KINDS, SIMULATED_KINDS
 from tests.cluster.images import job_images, wrapper_image
 from tests.servers.dockerd import Dockerd, started_dockerd
 from tests.servers.images import TEST_IMAGES, write_archive
-from tests.servers.kubernetes import WRAPPER, found_kubernetes
+from tests.servers.kubernetes import WRAPPER, Kubernetes, found_kubernetes
 
 SETTLE_SECONDS = 240.0
 """How long everything may take to be given back. The longest parts: a webhook's third try (two and a half minutes after its
@@ -50,6 +50,8 @@ class Order:
     """Seconds between two faults, on average."""
     at_once: int = 40
     """Runs that are open at the same time."""
+    decks: int | None = None
+    """How many decks of faults are played at most; None: until the runs are over."""
 
 
 def chosen(words: str) -> frozenset[str]:
@@ -71,8 +73,10 @@ def chosen(words: str) -> frozenset[str]:
     return frozenset(found)
 
 
-async def storm(order: Order, told: Callable[[str], None], keep: Path | None = None) -> Result:
-    """Run one storm. `keep`: leave the logs of the services there."""
+async def storm(
+    order: Order, told: Callable[[str], None], keep: Path | None = None, cluster: Kubernetes | None = None
+) -> Result:
+    """Run one storm. `keep`: leave the logs of the services there. `cluster`: with the images of the tests; None: find one."""
     begun = time.monotonic()
     async with AsyncExitStack() as stack:
         # Not below the folder of the caller: the database's user (nobody) must reach it, and sockets have short names.
@@ -86,7 +90,7 @@ async def storm(order: Order, told: Callable[[str], None], keep: Path | None = N
         if order.runtime == "docker":
             engine = await stack.enter_async_context(_engine(folder))
         elif order.runtime in {"kubernetes", "simulated"}:
-            engine = await stack.enter_async_context(_pods(folder, simulated=order.runtime == "simulated"))
+            engine = await stack.enter_async_context(_pods(folder, cluster, simulated=order.runtime == "simulated"))
         place = await stack.enter_async_context(opened_place(folder, engine))
         told(f"{order.runtime}: {order.runs} runs, seed {order.seed}; servers are up, logs in {folder}")
         return await _storm(order, place, told, begun)
@@ -115,6 +119,7 @@ async def _storm(order: Order, place: Place, told: Callable[[str], None], begun:
             random.Random(rng.getrandbits(64)),
             order.faults,
             order.pace,
+            order.decks,
             lambda line: told(f"    {line}"),
         )
         planned = plan(order.runs, random.Random(rng.getrandbits(64)), repertoire)
@@ -177,6 +182,7 @@ async def _look(
         await _settle(findings, place, database, heard, told)
         said = witness.said()
         await evidence.look_at_runs(findings, load, said)
+        await evidence.look_at_pods(findings, place)
         evidence.look_at_limits(findings, load, said)
         await evidence.look_at_events(findings, database, load, heard)
         evidence.look_at_webhooks(findings, heard, receiver)  # type: ignore[arg-type]
@@ -232,15 +238,15 @@ async def _engine(folder: Path) -> AsyncIterator[Dockerd]:
 
 
 @asynccontextmanager
-async def _pods(folder: Path, *, simulated: bool) -> AsyncIterator[PodEngine]:
-    async with found_kubernetes() as cluster:
-        await cluster.load([wrapper_image(WRAPPER), *job_images()], folder)
+async def _pods(folder: Path, cluster: Kubernetes | None, *, simulated: bool) -> AsyncIterator[PodEngine]:
+    async with AsyncExitStack() as stack:
+        if cluster is None:
+            cluster = await stack.enter_async_context(found_kubernetes())
+            await cluster.load([wrapper_image(WRAPPER), *job_images()], folder)
         engine = PodEngine(cluster, simulated=simulated)
-        try:
-            await engine.prepare()
-            yield engine
-        finally:
-            await engine.close()
+        stack.push_async_callback(engine.close)
+        await engine.prepare()
+        yield engine
 
 
 def _keep_logs(folder: Path, keep: Path) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from tests.chaos.ears import Receiver
 from tests.chaos.load import Load
-from tests.chaos.place import LETTERS, NAMES, Place, Replica, faketime
+from tests.chaos.place import LETTERS, NAMES, SERVERS, Place, Replica, faketime
 from tests.chaos.pods import SIMULATED_NODES, PodEngine
 from tests.chaos.proxy import Proxy
 
@@ -40,6 +40,7 @@ class Storm:
     rng: random.Random
     wanted: frozenset[str]
     pace: float
+    decks: int | None
     told: Callable[[str], None]
     struck: Counter[str] = field(default_factory=Counter)
     recoveries: list[float] = field(default_factory=list)
@@ -48,12 +49,16 @@ class Storm:
     _busy: set[str] = field(default_factory=set)
 
     async def rage(self, calm: asyncio.Event) -> None:
-        """Until `calm` is set; returns once everything is mended."""
+        """Until `calm` is set and each fault has struck, or all decks are played; returns once everything is mended."""
         deck: list[str] = []
+        played = 0
         struck: set[asyncio.Task[None]] = set()
         async with asyncio.TaskGroup() as group:
-            while not calm.is_set():
+            while not calm.is_set() or (deck and played == 1):
                 if not deck:
+                    if played == self.decks:
+                        break
+                    played += 1
                     # A system that is kept down shows nothing: each deck begins on one that has come up again.
                     if struck:
                         await asyncio.wait(struck, timeout=BREATH)
@@ -72,6 +77,8 @@ class Storm:
         if name.startswith("disk") and not self.place.disks[name.partition(":")[2]].real:
             self.impossible[name] = "a file system of its own cannot be mounted (needs root)"
             return False
+        if name.startswith("cluster:"):
+            return isinstance(self.place.engine, PodEngine)
         if name == "api-server":
             return isinstance(self.place.engine, PodEngine) and self.place.engine.cluster.own is not None
         if name == "node":
@@ -242,8 +249,8 @@ def _one_or_both(name: str) -> Callable[[random.Random], list[str]]:
     return lambda rng: [f"{name}-{letter}" for letter in rng.choice((("a",), ("b",), ("a",), ("b",), LETTERS))]
 
 
-def _link(rng: random.Random) -> list[str]:
-    return [f"{rng.choice(('database', 'broker', 'objects'))} of {rng.choice(LETTERS)}"]
+def _link(*servers: str) -> Callable[[random.Random], list[str]]:
+    return lambda rng: [f"{rng.choice(servers)} of {rng.choice(LETTERS)}"]
 
 
 def _fixed(name: str) -> Callable[[random.Random], list[str]]:
@@ -265,10 +272,15 @@ FAULTS: dict[str, Fault] = {
     "disk:database": Fault(1, _fixed("database"), Storm.fill_disk),
     "disk:broker": Fault(1, _fixed("broker"), Storm.fill_disk),
     "disk:objects": Fault(1, _fixed("objects"), Storm.fill_disk),
-    "cut": Fault(2, _link, Storm.cut),
-    "refuse": Fault(1, _link, Storm.refuse),
-    "delay": Fault(1, _link, Storm.delay),
-    "half-open": Fault(2, _link, Storm.swallow),
+    "cut": Fault(2, _link(*SERVERS), Storm.cut),
+    "refuse": Fault(1, _link(*SERVERS), Storm.refuse),
+    "delay": Fault(1, _link(*SERVERS), Storm.delay),
+    "half-open": Fault(2, _link(*SERVERS), Storm.swallow),
+    # Faults of their own, so that the table tells of them: each takes watches and followed logs along.
+    "cluster:cut": Fault(2, _link("cluster"), Storm.cut),
+    "cluster:refuse": Fault(1, _link("cluster"), Storm.refuse),
+    "cluster:delay": Fault(1, _link("cluster"), Storm.delay),
+    "cluster:half-open": Fault(2, _link("cluster"), Storm.swallow),
 }
 """All faults by name."""
 ONLY_IF_NAMED = frozenset({"disk:objects"})
