@@ -415,10 +415,10 @@ async def _run_held(tx: Transaction, work: _Work, run: Run, quota: Quota, used: 
     held = admit_run(quota, used) if used is not None else None
     if held is not None:
         work.full.runs.add(run.tenant)
-    elif superseding and (newest := await store.newest_ended(tx.connection, *place, run.number)):
+    elif superseding and (newer := await store.newest_ended(tx.connection, *place, run.number)):
         # Its number was taken before, and it was recorded when the newer one was over.
-        await _ask_to_end(tx, work, place, [run.id], newest)
-        held = _superseded(newest)
+        await _ask_to_end(tx, work, place, [run.id], newer)
+        held = _superseded(newer)
     return held
 
 
