@@ -317,7 +317,8 @@ async def unsettled(place: Place, database: Database) -> dict[str, int]:
     for queue in await place.broker.api("GET", "queues"):
         if queue.get("name", "").startswith("hubflow.live."):
             continue
-        counts[f"messages in {queue['name']}"] = queue.get("messages", 0)
+        # Of a queue that has just been declared there are no figures yet.
+        counts[f"messages in {queue['name']}"] = queue.get("messages", 1)
     counts |= await _of_runtime(place)
     return {what: count for what, count in counts.items() if count}
 

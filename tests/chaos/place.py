@@ -357,6 +357,8 @@ def _environment(
         "HUBFLOW_RUNTIME_SEARCH_PATH": os.environ["PATH"], "HUBFLOW_RUNTIME_INSTALLATION": f"chaos-{uuid.uuid4().hex[:8]}",
         "HUBFLOW_ALLOW_PRIVATE_TARGETS": "true", "HUBFLOW_DATABASE_CONNECTIONS": "6", "HUBFLOW_LOG_LEVEL": "info",
         "HUBFLOW_PUBLIC_URL": "http://127.0.0.1:9",
+        # The longest log of a storm has many pieces in object storage, as long logs have.
+        "HUBFLOW_LOG_COLLECTOR_SEGMENT_BYTES": "20000",
     }  # fmt: skip
     if isinstance(engine, PodEngine):
         environment |= engine.settings(jobs_port)
