@@ -28,7 +28,6 @@ from shared.workflow.expressions import (
     ROOTS,
     Reference,
     each_reference,
-    mentioned_names,
     references,
     shape_fault,
 )
@@ -46,6 +45,10 @@ _MAX_COMPARISONS = 1500
 _MAX_CYCLES = 10
 _ALWAYS_KNOWN_ENV = re.compile(r"IMAGE\Z|_WORKFLOW_")
 """Variables that a run may have beside the file's own (TencentHub's, and the image of an image trigger)."""
+SET_BY_HUBFLOW = frozenset(
+    {"CI", "HUBFLOW", "_WORKFLOW_BUILD_TYPE", "_WORKFLOW_FLOW_URL", "_WORKFLOW_FLOW_TASK_ID", "_WORKFLOW_FLOW_UIN"}
+)
+"""Variables that every job has from Hubflow, whatever the file says. (Names that begin with HUBFLOW_ are refused.)"""
 _NO_SECRETS = tuple(root for root in ROOTS if root != "secrets")
 _START = tuple(root for root in ROOTS if root not in {"jobs", "env", "pause"})
 _SHELL = re.compile(r"(\S*/)?(ba|da|a|z)?sh -[a-z]*c\Z")
@@ -130,6 +133,7 @@ def _check_all(checker: _Checker) -> None:
         _check_variables(checker, place)
         _check_fetches(checker, place)
         _check_job_texts(checker, place)
+    _check_set_by_hubflow(checker, ("env",), checker.workflow.env)
     _check_workflow_texts(checker)
     _check_conditions(checker)
     _check_unused_inputs(checker)
@@ -314,10 +318,18 @@ def _check_variables(checker: _Checker, place: _Place) -> None:
             message = f"`{name}` stands in `inputs` and in `env`"
             checker.add(path, message, expected="one of the two", on_key=True)
     for key, names in (("inputs", place.job.inputs), ("env", place.job.env)):
+        _check_set_by_hubflow(checker, (*place.path, key), names)
         for name in names:
             if name in checker.workflow.env:
                 message = f"`{name}` hides the global variable of that name in this job"
                 checker.add((*place.path, key, name), message, severity="warning", on_key=True)
+
+
+def _check_set_by_hubflow(checker: _Checker, path: Path, names: Collection[str]) -> None:
+    for name in names:
+        if name in SET_BY_HUBFLOW:
+            message = f"`{name}` is set by Hubflow itself: no job sees this value"
+            checker.add((*path, name), message, expected="another name", severity="warning", on_key=True)
 
 
 def _check_fetches(checker: _Checker, place: _Place) -> None:
@@ -528,8 +540,6 @@ def _check_unused_inputs(checker: _Checker) -> None:
         if "${{" in text:
             words.update(reference.path[1] for reference in references(text) if reference.path[:1] == ("inputs",)
                          and len(reference.path) > 1)  # fmt: skip
-        if "${" in text:
-            words.update(mentioned_names(text))
     for _, expression, _ in _conditions(checker):
         words.update(re.findall(r"\w+", expression[:MAX_LENGTH]))
     for name in workflow.inputs:

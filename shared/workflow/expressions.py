@@ -141,8 +141,3 @@ def _missing(written: str, path: tuple[str, ...], step: str, there: Any) -> str:
     if path[0] in {"git", "image", "pause"}:
         return f"{message}this run was started without it."
     return f"{message}there is no {shorten(step)}."
-
-
-def mentioned_names(text: str) -> set[str]:
-    """All names that stand in a text as `${NAME}`."""
-    return set(re.findall(_KNOWN_NAME, text))

@@ -24,6 +24,7 @@ from services.executor.core import (
 )
 from shared.errors import PermanentError
 from shared.runtime.protocol import Resources, ServiceSpec
+from shared.workflow.checks import SET_BY_HUBFLOW
 from shared.workflow.parser import parse_workflow
 
 RUN = uuid.UUID("0190c000-0000-7000-8000-000000000001")
@@ -77,6 +78,12 @@ def test_engine_variables_cannot_be_overridden_but_flags_can() -> None:
     assert env["_WORKFLOW_FLAG_CACHE"] == "True"
     assert env["HUBFLOW_RUN"] == str(RUN)
     assert env["_WORKFLOW_FLOW_URL"] == "hub.example.test/acme/w/w"
+
+
+def test_what_validation_warns_of_is_set_in_every_job() -> None:
+    variables = ", ".join(f"{name}: mine" for name in SET_BY_HUBFLOW)
+    env = composed(claim_of(one(f'{{script: "true", env: {{{variables}}}}}', f"env: {{{variables}}}"))).env
+    assert [name for name in SET_BY_HUBFLOW if env[name] == "mine"] == []
 
 
 def test_the_cache_flag_is_always_defined_and_gives_a_shared_directory() -> None:

@@ -314,6 +314,23 @@ def test_each_fault_of_a_job(jobs: str, line: int, message: str, suggestion: str
     assert not any(word in fault.message for word in ("Input should", "valid dictionary", "Field required"))
 
 
+def test_variables_that_hubflow_sets_are_warned_of() -> None:
+    text = (
+        "env: {HUBFLOW: 1}\n"
+        + HEAD
+        + "    a: {component: c, env: {CI: 1}, inputs: {_WORKFLOW_FLOW_UIN: 1, IMAGE: x}}\n"
+    )
+    warnings = [warning.message for warning in parse_workflow(text).warnings]
+    assert sorted(warnings) == [
+        f"`{name}` is set by Hubflow itself: no job sees this value" for name in ("CI", "HUBFLOW", "_WORKFLOW_FLOW_UIN")
+    ]
+
+
+def test_a_name_that_the_shell_reads_does_not_use_an_input() -> None:
+    text = "inputs: {V: 1}\n" + HEAD + "    a: {component: c, inputs: {X: '${V}'}}\n"
+    assert [warning.message for warning in parse_workflow(text).warnings] == ["no job uses the input `V`"]
+
+
 TOP_CASES = [
     ("", 1, "the file is empty"),
     ("- a\n", 1, "a workflow file is a map, but this is a list"),
