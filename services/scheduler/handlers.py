@@ -25,6 +25,7 @@ from shared.events import Event, RunCancelRequested, TenantQuotaChanged, decode
 from shared.log import get_logger
 from shared.states import JobState, Reason, StageState
 from shared.workflow.conditions import evaluate_condition, typed_inputs
+from shared.workflow.expressions import cause, render_globals
 from shared.workflow.plan import ConcurrencyPlan
 
 CONSUMER = "scheduler"
@@ -48,6 +49,8 @@ class Context:
     database: Database
     clock: Clock
     settings: SchedulerSettings
+    public_url: Callable[[], str] = str
+    """Where people reach the console: conditions may ask for `run.url`."""
     plans: store.Plans = field(default_factory=store.Plans)
     remembered: store.Remembered = field(default_factory=store.Remembered)
     released: set[str] = field(default_factory=set)
@@ -346,7 +349,7 @@ async def _work(context: Context, loaded: Mapping[uuid.UUID, store.Loaded], conn
         evaluate[id] = _never
         if each.run.index.conditional:
             inputs = await store.condition_inputs(connection or context.database, each.run)
-            evaluate[id] = _conditions(inputs, each.run.plan.input_types)
+            evaluate[id] = _conditions(inputs, each.run, context.public_url())
     return _Work(loaded, {id: each.run for id, each in loaded.items()}, evaluate)
 
 
@@ -579,10 +582,13 @@ def _never(expression: str, run: Run) -> bool:
     raise AssertionError(f"run {run.id} has no condition, yet {expression!r} is asked for")
 
 
-def _conditions(inputs: Mapping[str, Any], types: Mapping[str, str]) -> core.Evaluate:
-    """What `when` sees: run, trigger, git, inputs, env, jobs with state and outputs."""
-    trigger = inputs["trigger"]
-    given = typed_inputs(types, inputs["inputs"])
+def _conditions(inputs: Mapping[str, Any], run: Run, public_url: str) -> core.Evaluate:
+    """What `when` sees: the fields of `conditions.FIELDS`, inputs, env, jobs with state and outputs."""
+    given = typed_inputs(run.plan.input_types, inputs["inputs"])
+    causes = cause(inputs["trigger"])
+    itself = {"id": str(run.id), "number": run.number, "url": f"{public_url}/runs/{run.id}"}
+    workflow = {"name": run.workflow, "version": run.version}
+    env = render_globals(inputs["env"], {**causes, "inputs": inputs["inputs"], "run": itself, "workflow": workflow})
 
     def evaluate(expression: str, run: Run) -> bool:
         failed = any(stage.state in {StageState.FAILED, StageState.TIMED_OUT} for stage in run.stages.values())
@@ -591,12 +597,10 @@ def _conditions(inputs: Mapping[str, Any], types: Mapping[str, str]) -> core.Eva
             for name, job in run.jobs.items()
         )
         context = {
-            "run": {"failed": failed, "id": str(run.id), "number": run.number, "state": str(run.state)},
-            "trigger": {key: value for key, value in trigger.items() if isinstance(value, str)},
-            "git": trigger.get("git") or {},
-            "image": trigger.get("image") or {},
+            **causes,
+            "run": {**itself, "failed": failed},
             "inputs": given,
-            "env": _plain(inputs["env"]),
+            "env": env,
             "jobs": {
                 name: {"state": str(job.state), "outputs": inputs["outputs"].get(name, {})}
                 for name, job in run.jobs.items()
@@ -605,8 +609,3 @@ def _conditions(inputs: Mapping[str, Any], types: Mapping[str, str]) -> core.Eva
         return evaluate_condition(expression, context)
 
     return evaluate
-
-
-def _plain(env: Any) -> dict[str, str]:
-    """The workflow's env as name -> value; entries may carry a description."""
-    return {name: value["value"] if isinstance(value, Mapping) else value for name, value in dict(env).items()}

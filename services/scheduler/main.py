@@ -21,7 +21,7 @@ from shared.service import Host, Parts, Service
 @asynccontextmanager
 async def _open(host: Host, settings: SchedulerSettings) -> AsyncIterator[Parts]:
     clock = await DatabaseClock.read(host.database)
-    context = Context(host.database, clock, settings)
+    context = Context(host.database, clock, settings, lambda: host.public_url)
     yield Parts(
         # twice a batch: while one transaction is in progress the next batch gathers
         consumers=[Consumer(CONSUMER, TOPICS[CONSUMER], on_message(context), concurrency=4 * BATCH)],

@@ -12,22 +12,23 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from shared.workflow.conditions import (
+    FIELDS,
+    JOB_FIELDS,
     MAX_LENGTH,
     ConditionError,
-    bare_expression,
     check_condition,
+    mentioned_fields,
     mentioned_jobs,
     runs_after_failure,
+    typed_inputs,
 )
 from shared.workflow.expressions import (
-    FIELDS,
-    NAMED,
     ROOTS,
-    Reference,
     each_reference,
+    mentioned_names,
     references,
     shape_fault,
 )
@@ -49,10 +50,12 @@ SET_BY_HUBFLOW = frozenset(
     {"CI", "HUBFLOW", "_WORKFLOW_BUILD_TYPE", "_WORKFLOW_FLOW_URL", "_WORKFLOW_FLOW_TASK_ID", "_WORKFLOW_FLOW_UIN"}
 )
 """Variables that every job has from Hubflow, whatever the file says. (Names that begin with HUBFLOW_ are refused.)"""
-_NO_SECRETS = tuple(root for root in ROOTS if root != "secrets")
+_OF_A_JOB = re.compile(r"(CI|HUBFLOW|HUBFLOW_\w+|_WORKFLOW_\w+|IMAGE)\Z")
 _START = tuple(root for root in ROOTS if root not in {"jobs", "env", "pause"})
+_NO_SECRETS = tuple(root for root in ROOTS if root != "secrets")
+_RUN = ("inputs", "env", "git", "image", "workflow", "trigger", "run", "jobs")
+"""What a run has outside its jobs."""
 _SHELL = re.compile(r"(\S*/)?(ba|da|a|z)?sh -[a-z]*c\Z")
-_CEL_FIELD = re.compile(r"(?<![\w.])(run|git|trigger|image|inputs|env)\.(\w+)\b(?!\s*\()")
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,15 +442,37 @@ def _check_text(checker: _Checker, path: Path, text: str, roots: Collection[str]
     if "${{" not in text:
         return
     for reference in each_reference(text):
-        found = shape_fault(reference.path, roots) or _target_fault(checker, reference, place)
+        found = shape_fault(reference.path, roots) or _target_fault(checker, reference.path, place)
         if found is not None:
             message, expected, suggestion = found
             checker.add(path, message, expected=expected, suggestion=suggestion, offset=reference.offset,
                         needle=reference.text)  # fmt: skip
 
 
-def _target_fault(checker: _Checker, reference: Reference, place: _Place | None) -> tuple[str, str, str] | None:
-    root, name, *rest = reference.path
+def _job_only_fault(checker: _Checker, path: tuple[str, ...], roots: Collection[str]) -> tuple[str, str, str] | None:
+    """Why this has a value in a job, and none in what belongs to the whole run, where only `roots` are known."""
+    if path == ("run", "attempt"):
+        return "only a job has an attempt", "run.id, number or url", ""
+    if path[0] != "env":
+        return None
+    name, known = path[1], checker.workflow.env
+    if name not in known:
+        if not _ALWAYS_KNOWN_ENV.match(name):
+            return None
+        return f"only jobs have `{name}`", "image.reference, or a field of git, trigger or run", ""
+    value = known[name].value
+    for reference in each_reference(value):
+        if reference.path and (reference.path[0] not in roots or reference.path == ("run", "attempt")):
+            message = f"`env.{name}` has no value here: it holds {shorten(reference.text)}"
+            return message, f"a variable made of {one_of(root for root in roots if root in _START)}", ""
+    for other in sorted(mentioned_names(value)):
+        if "$" in known[other].value if other in known else _OF_A_JOB.match(other):
+            return f"`env.{name}` has no value here: only jobs have ${{{other}}}", "a variable without it", ""
+    return None
+
+
+def _target_fault(checker: _Checker, path: tuple[str, ...], place: _Place | None) -> tuple[str, str, str] | None:
+    root, name, *rest = path
     if root == "inputs" and name not in checker.workflow.inputs:
         known = checker.workflow.inputs
         return f"the workflow has no input `{shorten(name)}`", _listed(root, known), checker.nearest(name, known)
@@ -503,30 +528,50 @@ def _check_conditions(checker: _Checker) -> None:
             checker.add(path, message, on_key=True)
             return
         try:
-            check_condition(expression)
+            check_condition(expression, _example(checker, expression))
         except ConditionError as error:
             checker.add(path, str(error), suggestion=error.suggestion, offset=error.offset)
             continue
         _check_mentions(checker, path, expression, place)
 
 
+def _example(checker: _Checker, expression: str) -> dict[str, Any]:
+    """A value of the right type for each thing that the condition names."""
+    declared = checker.workflow.inputs
+    names = {
+        root: {each.name for each in mentioned_fields(expression) if each.root == root} for root in ("inputs", "env")
+    }
+    types = {name: declared[name].type for name in names["inputs"] if name in declared}
+    jobs: dict[str, dict[str, Any]] = {}
+    for mention in mentioned_jobs(expression):
+        job = jobs.setdefault(mention.job, {"state": "succeeded", "outputs": {}})
+        job["outputs"][mention.output] = ""
+    return {
+        "run": {"number": 1},
+        "inputs": typed_inputs(types, {name: "1" if kind == "number" else "" for name, kind in types.items()}),
+        "env": dict.fromkeys(names["env"], ""),
+        "jobs": jobs,
+    }
+
+
 def _check_mentions(checker: _Checker, path: Path, expression: str, place: _Place) -> None:
     for mention in mentioned_jobs(expression):
         found = _job_fault(checker, mention.job, mention.output, place)
+        if found is None and mention.field and mention.field not in JOB_FIELDS:
+            message = f"a job has no `{shorten(mention.field)}`"
+            found = message, one_of(JOB_FIELDS), checker.nearest(mention.field, JOB_FIELDS)
         if found is not None:
             checker.add(path, found[0], expected=found[1], suggestion=found[2], offset=mention.offset)
-    for match in _CEL_FIELD.finditer(bare_expression(expression)):
-        root, name = match[1], match[2]
-        known: Collection[str] = FIELDS.get(root, ())
-        if root == "run":
-            known = ("failed", *known)
-        elif root in NAMED:
-            known = checker.workflow.inputs if root == "inputs" else checker.workflow.env
-            if root == "env" and _ALWAYS_KNOWN_ENV.match(name):
-                continue
-        if name not in known:
-            checker.add(path, f"`{root}` has no `{shorten(name)}`", expected=_listed(root, known),
-                        suggestion=checker.nearest(name, known), offset=max(0, expression.find(match[0])))  # fmt: skip
+    for field_mention in mentioned_fields(expression):
+        root, name = field_mention.root, field_mention.name
+        found = None
+        if root in FIELDS:
+            if name not in FIELDS[root]:
+                found = f"`{root}` has no `{shorten(name)}`", one_of(FIELDS[root]), checker.nearest(name, FIELDS[root])
+        else:
+            found = _job_only_fault(checker, (root, name), _RUN) or _target_fault(checker, (root, name), place)
+        if found is not None:
+            checker.add(path, found[0], expected=found[1], suggestion=found[2], offset=field_mention.offset)
     if place.stage_index == 0 and place.index == 0 and runs_after_failure(expression) and not place.before:
         checker.add(path, "nothing can have failed before the first stage", severity="warning")
 

@@ -6,6 +6,7 @@ literally is written `$${{`. `${NAME}` is replaced only where the name is known;
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -118,6 +119,27 @@ def render(text: str, context: Mapping[str, Any], names: Mapping[str, str] | Non
     return _ANY.sub(value, text)
 
 
+def cause(trigger: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """`git`, `image` and `trigger` for what belongs to a run and not to one of its jobs, from the run's `trigger`. What the
+    run was started without is the empty text."""
+    actor = {"type": trigger.get("type"), "actor": trigger.get("by"), "delivery": trigger.get("delivery")}
+    given = {"git": trigger.get("git"), "image": trigger.get("image"), "trigger": actor}
+    return {
+        root: {name: str((values or {}).get(name) or "") for name in FIELDS[root]} for root, values in given.items()
+    }
+
+
+def render_globals(written: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, str]:
+    """The workflow's global variables (texts, or maps with `value`) where there is no job. Left out are those that only a
+    job has: they hold a secret, say."""
+    texts = {name: given["value"] if isinstance(given, Mapping) else given for name, given in written.items()}
+    values = {name: text for name, text in texts.items() if "$" not in text}
+    for name, text in texts.items():
+        with contextlib.suppress(PermanentError):
+            values[name] = render(text, context, values)
+    return {name: values[name] for name in texts if name in values}
+
+
 def _look_up(written: str, path: tuple[str, ...], context: Mapping[str, Any]) -> str:
     value: Any = context
     for step in path:
@@ -138,6 +160,13 @@ def _missing(written: str, path: tuple[str, ...], step: str, there: Any) -> str:
         return f"{message}the job {path[1]} printed no output {step} (it printed: {known})."
     if path[0] == "secrets":
         return f"{message}the tenant has no secret {shorten(path[-1])}."
+    if path[0] == "env":
+        return f"{message}there is no global variable {shorten(step)}, or it has no value here."
     if path[0] in {"git", "image", "pause"}:
         return f"{message}this run was started without it."
     return f"{message}there is no {shorten(step)}."
+
+
+def mentioned_names(text: str) -> set[str]:
+    """All names that stand in a text as `${NAME}`."""
+    return set(re.findall(_KNOWN_NAME, text))

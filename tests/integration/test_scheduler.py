@@ -32,6 +32,7 @@ from shared.events import (
     TenantQuotaChanged,
 )
 from shared.service import Host, Parts, Service
+from shared.workflow.conditions import FIELDS
 from tests.integration.scheduling import Hands, Scheduling
 from tests.integration.serving import serving
 
@@ -665,6 +666,36 @@ stages:
     workflow = await scheduling.workflow(source)
     run = await scheduling.start(workflow, inputs={"COUNT": "10", "DRY": "true"})
     assert await scheduling.jobs(run) == {"many": "ready", "wet": "skipped"}
+
+
+async def test_conditions_find_all_that_they_may_name_whatever_the_run_was_started_with(scheduling: Scheduling) -> None:
+    fields = [f"{root}.{name}" for root, names in FIELDS.items() for name in names]
+    jobs = [f'  - {{name: {name}, script: "true", when: "{name} == {name}"}}' for name in fields]
+    workflow = await scheduling.workflow("\n".join(["name: every field", "stages:", "- name: s", "  jobs:", *jobs]))
+    run = await scheduling.start(workflow, trigger={"type": "api", "by": "token:x"})
+    assert await scheduling.jobs(run) == dict.fromkeys(fields, "ready")
+
+
+async def test_conditions_see_what_the_run_was_started_with(scheduling: Scheduling) -> None:
+    source = """
+name: started
+env: {BRANCH: "${{ git.branch }}-${{ inputs.N }}", FULL: "${NAME}/${{ run.number }}", NAME: x, KEY: "${{ secrets.X }}"}
+inputs: {N: {type: number}}
+stages:
+- name: s
+  jobs:
+  - {name: main, script: "true", when: git.branch == 'main' && git.tag == ''}
+  - {name: env, script: "true", when: env.BRANCH == 'main-3' && env.FULL == 'x/1'}
+  - {name: actor, script: "true", when: trigger.actor == 'ada'}
+  - {name: url, script: "true", when: run.url.endsWith('/runs/' + run.id)}
+"""
+    workflow = await scheduling.workflow(source)
+    run = await scheduling.start(
+        workflow, inputs={"N": "3"}, trigger={"type": "push", "by": "ada", "git": {"branch": "main"}}
+    )
+    assert await scheduling.jobs(run) == {"main": "ready", "env": "ready", "actor": "ready", "url": "ready"}
+    started_by_hand = await scheduling.start(workflow, inputs={"N": "3"})
+    assert (await scheduling.jobs(started_by_hand))["main"] == "skipped"
 
 
 async def test_t43_a_paused_run_holds_no_place(scheduling: Scheduling) -> None:

@@ -9,14 +9,18 @@ from hypothesis import strategies as st
 from shared.errors import PermanentError, UserError
 from shared.states import Reason
 from shared.workflow.conditions import (
+    FIELDS,
+    FUNCTIONS,
+    METHODS,
     ConditionError,
     check_condition,
     evaluate_condition,
+    mentioned_fields,
     mentioned_jobs,
     runs_after_failure,
     typed_inputs,
 )
-from shared.workflow.expressions import references, render
+from shared.workflow.expressions import references, render, render_globals
 from shared.workflow.inputs import resolve_inputs
 from shared.workflow.model import Workflow, builtin_of
 from shared.workflow.parser import parse_workflow
@@ -114,8 +118,17 @@ def test_conditions(expression: str, value: bool) -> None:
         ("[1].map(x, [2].map(y, y))", "a condition may have one of", 14),
         ("(" * 200 + "1" + ")" * 200, "too many brackets", None),
         ("1 == " + "1" * 2000, "may have 1000 characters", None),
-        ("1 +" * 300 + "1", "", None),
+        ("1 +" * 300 + "1 == 301", "", None),
         ("  ", "cannot be empty", 0),
+        ("git.branch", "true or false, and this is a text", 0),
+        ("'x'", "true or false, and this is a text", 0),
+        ("1", "true or false, and this is a number", 0),
+        ("git.branch.contains", "", None),
+        ("contains(git.branch, 'x')", "is called on a value, as in git.branch.contains(…)", 0),
+        ("[1].existsOne(x, [2].exists(y, y == x))", "a condition may have one of", 20),
+        ("jobs.a.state == 'success'", "no job is ever `success`", 16),
+        ("run.failed && 'sucess' != jobs['a b'].state", "no job is ever `sucess`", 14),
+        ("jobs.a.state in ['failed', 'failure']", "no job is ever `failure`", 27),
     ],
 )
 def test_bad_conditions_are_told_with_their_place(expression: str, told: str, offset: int | None) -> None:
@@ -128,6 +141,56 @@ def test_bad_conditions_are_told_with_their_place(expression: str, told: str, of
     if offset is not None:
         assert told in str(caught.value)
         assert caught.value.offset == offset
+
+
+@pytest.mark.parametrize(
+    ("expression", "told", "offset", "suggestion"),
+    [
+        ("git.branch = 'x'", "`=` has no meaning", 11, "=="),
+        ("git.branch === 'x'", "`=` has no meaning", 13, "=="),
+        ("run.failed & true", "`&` has no meaning", 11, "&&"),
+        ("run.failed | true", "`|` has no meaning", 11, "||"),
+        ("run.failed and true", "`and` cannot stand here", 11, "&&"),
+        ("run.failed or true", "`or` cannot stand here", 11, "||"),
+        ("not run.failed", "`not` cannot stand here", 4, "!"),
+        ("not(run.failed)", "no function `not`", 0, "!"),
+        ("always()", "no function `always`", 0, "run.failed || true"),
+        ("true && failure()", "no function `failure`", 8, "run.failed"),
+        ("success()", "no function `success`", 0, "!run.failed"),
+        ("git.branch.startswith('x')", "no function `startswith`", 11, "startsWith"),
+        ("jobs.a.state == 'succeded'", "no job is ever", 16, "succeeded"),
+    ],
+)
+def test_what_people_know_from_elsewhere_is_told_as_it_is_written_here(
+    expression: str, told: str, offset: int, suggestion: str
+) -> None:
+    with pytest.raises(ConditionError) as caught:
+        check_condition(expression)
+    assert told in str(caught.value)
+    assert (caught.value.offset, caught.value.suggestion) == (offset, suggestion)
+
+
+@pytest.mark.parametrize("name", [f"{root}.{name}" for root, names in FIELDS.items() for name in names])
+def test_every_field_of_a_condition_has_a_value(name: str) -> None:
+    check_condition(f"{name} == {name}")
+    assert evaluate_condition(f"{name} == {name}", {})
+
+
+TIME = "timestamp('2026-01-02T03:04:05Z')"
+CALLS = {
+    "has": "has(git.branch)", "size": "size('a') == 1", "string": "string(1) == '1'", "int": "int('1') == 1",
+    "uint": "uint('1') == 1u", "double": "double('1') == 1.0", "bytes": "bytes('a') == b'a'", "dyn": "dyn(1) == 1",
+    "type": "type(1) == type(2)", "timestamp": f"{TIME} == {TIME}", "duration": "duration('1h') > duration('1m')",
+    "contains": "'ab'.contains('b')", "startsWith": "'ab'.startsWith('a')", "endsWith": "'ab'.endsWith('b')",
+    "matches": "'ab'.matches('a.')",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, *METHODS])
+def test_every_function_of_a_condition_can_be_called(name: str) -> None:
+    expression = CALLS.get(name, f"{TIME}.{name}() >= 0")
+    check_condition(expression)
+    assert evaluate_condition(expression, {})
 
 
 @pytest.mark.parametrize("expression", ["jobs.nope.state == 'x'", "git.branch", "1 / 0 == 1", "1 < 'a'", "nofunc(1)"])
@@ -157,6 +220,21 @@ def test_runs_after_failure() -> None:
 def test_mentioned_jobs() -> None:
     found = mentioned_jobs("jobs.a.outputs.X == 'jobs.b' && jobs['c d'].outputs.Y == '' || x.jobs.e")
     assert [(mention.job, mention.output) for mention in found] == [("a", "X"), ("c d", "Y")]
+    found = mentioned_jobs("jobs.a.state == jobs.b.result.x")
+    assert [(mention.field, mention.output) for mention in found] == [("state", ""), ("result", "")]
+
+
+def test_mentioned_fields() -> None:
+    found = mentioned_fields("git.branch.startsWith('run.x') && run['failed'] || a.env.X && env.size() > 1")
+    assert [(mention.root, mention.name, mention.offset) for mention in found] == [
+        ("git", "branch", 0),
+        ("run", "failed", 34),
+    ]
+
+
+def test_global_variables_where_there_is_no_job() -> None:
+    written = {"A": "x-${B}", "B": {"value": "b"}, "C": "${{ secrets.S }}", "D": "${{ git.branch }}", "E": "${C}${D}"}
+    assert render_globals(written, {"git": {"branch": "main"}}) == {"A": "x-b", "B": "b", "D": "main", "E": "${C}main"}
 
 
 def workflow(head: str) -> Workflow:

@@ -280,6 +280,18 @@ CASES = [
     ("    a: {script: x, when: runn.failed}", 5, "there is no variable `runn`", "run"),
     ("    a: {script: x, when: run.faild}", 5, "`run` has no `faild`", "failed"),
     ("    a: {script: x, when: jobs.b.state == 'failed'}", 5, "there is no job `b`", ""),
+    ("    a: {script: x, when: run.attempt == 1}", 5, "`run` has no `attempt`", ""),
+    ("    a: {script: x, when: run.state == 'x'}", 5, "`run` has no `state`", ""),
+    ("    a: {script: x, when: \"git['brunch'] == 'x'\"}", 5, "`git` has no `brunch`", "branch"),
+    ("    a: {script: x, when: always()}", 5, "there is no function `always`", "run.failed || true"),
+    ("    a: {script: x, when: git.branch = 'x'}", 5, "`=` has no meaning", "=="),
+    ("    a: {script: x, when: env.IMAGE == 'x'}", 5, "only jobs have `IMAGE`", ""),
+    ("    a: {script: x, when: env.X == 'x'}", 5, "there is no global variable `X`", ""),
+    ("    a: {script: x}\n    b: {script: x, needs: a, when: jobs.a.result == 'x'}", 6, "a job has no `result`", ""),
+    ("    a: {script: x}\n    b: {script: x, needs: a, when: jobs.a.state == 'success'}", 6, "no job is ever `success`",
+     "succeeded"),
+    ("    a: {script: x}\n    b: {script: x, needs: a, when: jobs.a.outputs.OK}", 6,
+     "a condition is true or false, and this is a text", ""),
     ("    a: {script: 'echo ${{ git.branch }}'}", 5, "${{ git.branch }} in shell code would be run as code", ""),
     ("    a: {component: c, command: 'echo ${{ git.branch }}'}", 5, "${{ git.branch }} in shell code", ""),
     ("    a: {script: x, env: {A: '${{ git.brunch }}'}}", 5, "`git` has no `brunch`", "branch"),
@@ -312,6 +324,32 @@ def test_each_fault_of_a_job(jobs: str, line: int, message: str, suggestion: str
     assert (fault.line, fault.suggestion) == (line, suggestion)
     assert fault.message.startswith(message)
     assert not any(word in fault.message for word in ("Input should", "valid dictionary", "Field required"))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("${{ secrets.S }}", "`env.A` has no value here: it holds ${{ secrets.S }}"),
+        ("${{ run.attempt }}", "`env.A` has no value here: it holds ${{ run.attempt }}"),
+        ("x-${HUBFLOW_JOB}", "`env.A` has no value here: only jobs have ${HUBFLOW_JOB}"),
+        ("x-${S}", "`env.A` has no value here: only jobs have ${S}"),
+    ],
+)
+def test_global_variables_that_only_a_job_has(value: str, message: str) -> None:
+    env = f"env: {{A: '{value}', S: '${{{{ secrets.S }}}}'}}\n"
+    job = HEAD + "    a: {script: x, env: {B: '${{ env.A }}'}}\n"
+    for text, line in ((HEAD + "    a: {script: x, when: env.A == 'x'}\n", 6),):
+        fault = only_fault(env + text)
+        assert (fault.message, fault.line) == (message, line)
+    parse_workflow(env + job)
+
+
+def test_conditions_on_inputs_are_judged_by_their_types() -> None:
+    head = "inputs: {DRY: {type: boolean}, N: {type: number}, T: x}\n" + HEAD
+    for condition in ("inputs.DRY", "!inputs.DRY", "inputs.N > 1", "inputs.T == 'x'"):
+        parse_workflow(head + f'    a: {{script: x, when: "{condition}"}}\n')
+    for condition in ("inputs.N", "inputs.T"):
+        assert "neither" not in only_fault(head + f"    a: {{script: x, when: {condition}}}\n").message
 
 
 def test_variables_that_hubflow_sets_are_warned_of() -> None:
