@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from shared.errors import PermanentError
 from shared.masking import without_url_passwords
 from shared.states import FINAL_RUN_STATES, JobState, Reason, RunState, StageState
-from shared.workflow.expressions import render
+from shared.workflow.expressions import cause, render, render_globals
 
 MASK = "***"
 ACTIVE_STATES = [state.value for state in RunState if state not in FINAL_RUN_STATES]
@@ -137,7 +136,7 @@ def job_brief(row: Any | None, stage: str, document: Mapping[str, Any]) -> dict[
     return {**{column: row[column] for column in _JOB}, **allowed}
 
 
-def decision_view(about: Any, stage: str) -> dict[str, Any]:
+def decision_view(about: Any, stage: str, public_url: str) -> dict[str, Any]:
     """What a person should know before deciding: title, message and facts by name."""
     trigger, git = about["trigger"], about["trigger"].get("git") or {}
     facts = {
@@ -155,22 +154,19 @@ def decision_view(about: Any, stage: str) -> dict[str, Any]:
     facts |= {f"Input {name}": value for name, value in inputs.items()}
     return {
         "title": f"{about['workflow']} asks for a decision: {stage}",
-        "message": _message(about, inputs),
+        "message": _message(about, inputs, public_url),
         "facts": facts,
     }
 
 
-def _message(about: Any, inputs: Mapping[str, Any]) -> str:
-    """The stage's own words; as written, if they refer to what is not there (yet)."""
+def _message(about: Any, inputs: Mapping[str, Any], public_url: str) -> str:
+    """The stage's own words; references to what is not there (yet) stay as they are written."""
     text = str((about["stage"].get("pause") or {}).get("message") or "")
-    trigger = about["trigger"]
     context = {
-        "inputs": inputs, "git": trigger.get("git") or {}, "jobs": about["jobs"] or {},
+        **cause(about["trigger"]),
+        "inputs": inputs, "jobs": about["jobs"] or {},
         "workflow": {"name": about["workflow"], "version": about["version"]},
-        "run": {"id": str(about["id"]), "number": about["number"]},
-        "trigger": {"type": trigger.get("type"), "actor": trigger.get("by"), "delivery": trigger.get("delivery")},
+        "run": {"id": str(about["id"]), "number": about["number"], "url": f"{public_url}/runs/{about['id']}"},
     }  # fmt: skip
-    try:
-        return render(text, context)
-    except PermanentError:
-        return text
+    context["env"] = render_globals(about["env"] or {}, context)
+    return str(without_url_passwords(render(text, context, keep_missing=True)))

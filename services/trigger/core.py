@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from shared.errors import UserError
+from shared.errors import PermanentError, UserError
 from shared.states import RunState
 from shared.text import indexable
-from shared.workflow.expressions import render
+from shared.workflow.expressions import cause, render, render_globals
+from shared.workflow.faults import shorten
 from shared.workflow.inputs import resolve_inputs
 from shared.workflow.model import Workflow
 from shared.workflow.triggers import matches_push
@@ -103,21 +104,26 @@ def git_of_request(ref: str, commit: str, clone_url: str) -> dict[str, str]:
 
 
 def start(model: Workflow, version: int, trigger: Mapping[str, Any], given: Mapping[str, Any]) -> Start:
-    """The run that `trigger` starts. Raises UserError for inputs that do not fit, PermanentError("BadInput") for a
-    concurrency group whose reference has no value."""
+    """The run that `trigger` starts. Raises UserError for inputs that do not fit, and for a concurrency group that cannot be
+    named."""
     inputs = resolve_inputs(model, given)
-    group = None
-    if model.concurrency is not None:
-        context: dict[str, Any] = {
-            "inputs": inputs,
-            "git": trigger.get("git", {}),
-            "workflow": {"name": model.name, "version": version},
-            "trigger": {"type": trigger["type"], "actor": trigger["by"], "delivery": trigger.get("delivery", "")},
-        }
-        if "env" in model.concurrency.group:
-            context["env"] = {name: render(value, context) for name, value in model.environment.items()}
-        group = indexable(render(model.concurrency.group, context))
-    return Start(dict(trigger), inputs, group)
+    context = {"inputs": inputs, "workflow": {"name": model.name, "version": version}, **cause(trigger)}
+    return Start(dict(trigger), inputs, _group(model, context))
+
+
+def _group(model: Workflow, context: dict[str, Any]) -> str | None:
+    """The concurrency group; None if there is none, or if its name comes to nothing."""
+    if model.concurrency is None:
+        return None
+    written = model.concurrency.group
+    try:
+        group = render(written, {**context, "env": render_globals(model.environment, context)})
+    except PermanentError as error:
+        raise UserError(
+            f"the concurrency group `{shorten(written)}` cannot be named: {error}", code="bad-concurrency-group",
+            status=422, hint="a group may name inputs, git, trigger, workflow, and global variables made of these",
+        ) from None  # fmt: skip
+    return indexable(group) if group.strip() else None
 
 
 def reason_to_ignore(model: Workflow, incoming: Incoming) -> str:

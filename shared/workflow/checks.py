@@ -52,8 +52,8 @@ SET_BY_HUBFLOW = frozenset(
 """Variables that every job has from Hubflow, whatever the file says. (Names that begin with HUBFLOW_ are refused.)"""
 _OF_A_JOB = re.compile(r"(CI|HUBFLOW|HUBFLOW_\w+|_WORKFLOW_\w+|IMAGE)\Z")
 _START = tuple(root for root in ROOTS if root not in {"jobs", "env", "pause"})
-_NO_SECRETS = tuple(root for root in ROOTS if root != "secrets")
-_RUN = ("inputs", "env", "git", "image", "workflow", "trigger", "run", "jobs")
+_GROUP = ("inputs", "env", "git", "image", "workflow", "trigger")
+_RUN = (*_GROUP, "run", "jobs")
 """What a run has outside its jobs."""
 _SHELL = re.compile(r"(\S*/)?(ba|da|a|z)?sh -[a-z]*c\Z")
 
@@ -422,8 +422,8 @@ def _check_workflow_texts(checker: _Checker) -> None:
     for name, variable in workflow.env.items():
         _check_text(checker, ("env", name), variable.value, _START)
     if workflow.concurrency is not None:
-        roots = tuple(root for root in _NO_SECRETS if root not in {"jobs", "pause"})
-        _check_text(checker, ("concurrency", "group"), workflow.concurrency.group, roots)
+        roots = _GROUP if workflow.on.image else tuple(root for root in _GROUP if root != "image")
+        _check_text(checker, ("concurrency", "group"), workflow.concurrency.group, roots, of_a_job=False)
     for number, schedule in enumerate(workflow.on.schedule):
         for name in schedule.inputs:
             if name not in workflow.inputs:
@@ -434,15 +434,22 @@ def _check_workflow_texts(checker: _Checker) -> None:
         if stage.pause is not None:
             gate = _Place(index, len(stage.jobs), stage, Job.model_construct(name=""), ("stages", index))
             gate.before = (1 << len(stage.jobs)) - 1
-            _check_text(checker, ("stages", index, "pause", "message"), stage.pause.message, _NO_SECRETS, gate)
+            path = ("stages", index, "pause", "message")
+            _check_text(checker, path, stage.pause.message, _RUN, gate, of_a_job=False)
 
 
-def _check_text(checker: _Checker, path: Path, text: str, roots: Collection[str], place: _Place | None = None) -> None:
+def _check_text(
+    checker: _Checker, path: Path, text: str, roots: Collection[str], place: _Place | None = None, *,
+    of_a_job: bool = True,
+) -> None:  # fmt: skip
     """The references of one text: they can be read, are allowed here, and what they name will be there."""
     if "${{" not in text:
         return
     for reference in each_reference(text):
-        found = shape_fault(reference.path, roots) or _target_fault(checker, reference.path, place)
+        found = shape_fault(reference.path, roots)
+        if found is None and not of_a_job:
+            found = _job_only_fault(checker, reference.path, roots)
+        found = found or _target_fault(checker, reference.path, place)
         if found is not None:
             message, expected, suggestion = found
             checker.add(path, message, expected=expected, suggestion=suggestion, offset=reference.offset,

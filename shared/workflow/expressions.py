@@ -99,13 +99,15 @@ def shape_fault(path: tuple[str, ...], roots: Collection[str] = ROOTS) -> tuple[
     return None
 
 
-def render(text: str, context: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:
+def render(
+    text: str, context: Mapping[str, Any], names: Mapping[str, str] | None = None, *, keep_missing: bool = False
+) -> str:
     """`text` with its references replaced.
 
     `context` maps each root to its values: `{"jobs": {"build": {"state": "succeeded", "outputs": {"TAG": "1"}}},
     "inputs": {...}, "env": {...}, "secrets": {...}, "git": {...}, "run": {...}, ...}`; values are texts, numbers, truth values.
     `names`: values of `${NAME}`; None leaves every `${NAME}` alone. Raises PermanentError (reason BadInput) for a
-    reference whose value does not exist.
+    reference whose value does not exist; with `keep_missing` it stays as it is written.
     """
 
     def value(match: re.Match[str]) -> str:
@@ -114,7 +116,12 @@ def render(text: str, context: Mapping[str, Any], names: Mapping[str, str] | Non
             return names[name] if names is not None and name in names else match[0]
         if match["escape"]:
             return match[0][1:]
-        return _look_up(match[0], parse_path(match["inner"]), context)
+        try:
+            return _look_up(match[0], parse_path(match["inner"]), context)
+        except PermanentError:
+            if keep_missing:
+                return match[0]
+            raise
 
     return _ANY.sub(value, text)
 

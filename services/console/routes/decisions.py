@@ -115,7 +115,8 @@ async def open_link(call: Call, context: Context) -> web.Response:
         # Whoever holds one link of a stage is shown the other: both were given out together, and end together.
         sibling = context.vault.sign_link("decision", f"{run}:{stage}:{other}", expires)
         hidden = await context.masks.patterns(about["tenant"], about["id"])
-        return _page(200, pages.question(masked(core.decision_view(about, stage), hidden), action, sibling))
+        view = masked(core.decision_view(about, stage, context.host.public_url), hidden)
+        return _page(200, pages.question(view, action, sibling))
     except UserError as error:
         return _page(error.status, pages.answer(error.code, str(error)))
 

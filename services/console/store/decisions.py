@@ -10,7 +10,7 @@ from shared.db.database import Database, Transaction
 _STAGE = """
 SELECT r.id, r.number, r.tenant, r.workflow, r.version, r.state AS run_state, r.trigger, r.inputs, r.created_at,
     jsonb_path_query_first(v.document, '$.stages[*] ? (@.name == $name)', jsonb_build_object('name', $2::text)) AS stage,
-    v.document->'inputs' AS declared_inputs,
+    v.document->'inputs' AS declared_inputs, v.document->'env' AS env,
     (SELECT s.state FROM stages s WHERE s.run = r.id AND s.name = $2) AS state,
     (SELECT jsonb_build_object('action', d.action, 'by', d.by, 'comment', d.comment, 'at', d.at)
         FROM decisions d WHERE d.run = r.id AND d.stage = $2) AS decision,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import uuid
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
@@ -78,6 +80,26 @@ async def test_only_those_who_wait_for_it_are_woken() -> None:
         changes.close()
         assert rest.woken
     assert REGISTRY.get_sample_value("hubflow_console_readers") == 0
+
+
+def asked(message: str, env: dict[str, Any], **trigger: Any) -> str:
+    about = {
+        "trigger": {"type": "api", "by": "ada", **trigger}, "number": 7, "workflow": "w", "version": 2, "tenant": "acme",
+        "created_at": datetime(2026, 1, 1, tzinfo=UTC), "inputs": {"KEY": "s3cret"}, "env": env, "id": "r1",
+        "declared_inputs": {"KEY": {"secret": True}}, "stage": {"pause": {"message": message}}, "jobs": None,
+    }  # fmt: skip
+    return str(core.decision_view(about, "ask", "https://hub")["message"])
+
+
+def test_the_message_of_a_pause_is_rendered_as_far_as_it_is_known() -> None:
+    env = {"T": {"value": "at-${{ inputs.KEY }}"}, "S": {"value": "${{ secrets.X }}"}}
+    text = "${{ env.T }} ${{ git.branch }}/${{ git.tag }} ${{ jobs.a.outputs.X }} ${{ env.S }} ${{ run.url }}${{ image.tag }}"
+    told = "at-*** main/ ${{ jobs.a.outputs.X }} ${{ env.S }} https://hub/runs/r1"
+    assert asked(text, env, git={"branch": "main"}) == told
+
+
+def test_the_message_of_a_pause_shows_no_password() -> None:
+    assert asked("${{ git.clone_url }}", {}, git={"clone_url": "https://u:pw@h/x.git"}) == "https://u:***@h/x.git"
 
 
 def test_pages_escape_what_others_wrote() -> None:

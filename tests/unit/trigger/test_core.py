@@ -10,7 +10,7 @@ from services.trigger import core
 from services.trigger.core import Incoming, Push
 from services.trigger.providers.github import GITHUB
 from services.trigger.providers.protocol import Request, push_of
-from shared.errors import PermanentError, UserError
+from shared.errors import UserError
 from shared.workflow.model import Workflow
 from shared.workflow.parser import parse_workflow
 
@@ -47,8 +47,25 @@ def test_the_group_of_a_run_is_rendered_with_what_is_known_at_its_start() -> Non
     )
     trigger = {"type": "push", "by": "ada", "git": core.git_of_push(Push("refs/heads/main", COMMIT))}
     assert core.start(model, 1, trigger, {}).concurrency_group == "main-at-dev"
-    with pytest.raises(PermanentError, match="started without it"):
-        core.start(model, 1, {"type": "api", "by": "x"}, {})
+    assert core.start(model, 1, {"type": "api", "by": "x"}, {}).concurrency_group == "-at-dev"
+
+
+def test_a_group_that_comes_to_nothing_is_none() -> None:
+    model = workflow("concurrency: '${{ git.branch }}'")
+    assert core.start(model, 1, {"type": "api", "by": "x"}, {}).concurrency_group is None
+
+
+def test_a_group_looks_at_its_own_variables_only() -> None:
+    model = workflow("env: {A: 'a-${B}', B: b, C: '${{ secrets.X }}'}\nconcurrency: 'g-${{ env.A }}'")
+    assert core.start(model, 1, {"type": "api", "by": "x"}, {}).concurrency_group == "g-a-b"
+
+
+def test_a_group_that_cannot_be_named_is_told() -> None:
+    model = workflow("concurrency: {group: g}")  # as earlier versions have let it in
+    group = model.concurrency.model_copy(update={"group": "g-${{ run.number }}"}) if model.concurrency else None
+    with pytest.raises(UserError, match=r"`g-\$\{\{ run.number \}\}` cannot be named") as caught:
+        core.start(model.model_copy(update={"concurrency": group}), 1, {"type": "api", "by": "x"}, {})
+    assert (caught.value.code, caught.value.status) == ("bad-concurrency-group", 422)
 
 
 def test_a_long_group_is_one_that_an_index_can_hold() -> None:

@@ -237,6 +237,11 @@ def test_global_variables_where_there_is_no_job() -> None:
     assert render_globals(written, {"git": {"branch": "main"}}) == {"A": "x-b", "B": "b", "D": "main", "E": "${C}main"}
 
 
+def test_a_missing_value_may_stay_as_it_is_written() -> None:
+    text = "${{ env.A }} ${{ env.NOPE }} $${{ x }}"
+    assert render(text, CONTEXT, keep_missing=True) == "a ${{ env.NOPE }} ${{ x }}"
+
+
 def workflow(head: str) -> Workflow:
     return parse_workflow(f"name: x\n{head}\nstages: [{{name: s, jobs: {{a: {{script: x}}}}}}]").model
 

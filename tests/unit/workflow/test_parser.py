@@ -338,10 +338,40 @@ def test_each_fault_of_a_job(jobs: str, line: int, message: str, suggestion: str
 def test_global_variables_that_only_a_job_has(value: str, message: str) -> None:
     env = f"env: {{A: '{value}', S: '${{{{ secrets.S }}}}'}}\n"
     job = HEAD + "    a: {script: x, env: {B: '${{ env.A }}'}}\n"
-    for text, line in ((HEAD + "    a: {script: x, when: env.A == 'x'}\n", 6),):
+    for text, line in (
+        ("concurrency: '${{ env.A }}'\n" + job, 2),
+        (job + "- {name: ask, type: pause, pause: {message: 'x ${{ env.A }}'}}\n", 7),
+        (HEAD + "    a: {script: x, when: env.A == 'x'}\n", 6),
+    ):
         fault = only_fault(env + text)
         assert (fault.message, fault.line) == (message, line)
     parse_workflow(env + job)
+
+
+@pytest.mark.parametrize(
+    ("place", "reference", "message"),
+    [
+        ("group", "run.number", "`run` cannot be used here"),
+        ("group", "secrets.X", "`secrets` cannot be used here"),
+        ("group", "image.tag", "`image` cannot be used here"),
+        ("group", "jobs.a.state", "`jobs` cannot be used here"),
+        ("message", "pause.approve_url", "`pause` cannot be used here"),
+        ("message", "secrets.X", "`secrets` cannot be used here"),
+        ("message", "run.attempt", "only a job has an attempt"),
+        ("message", "env._WORKFLOW_FLOW_UIN", "only jobs have `_WORKFLOW_FLOW_UIN`"),
+    ],
+)
+def test_references_that_never_have_a_value(place: str, reference: str, message: str) -> None:
+    jobs = HEAD + "    a: {script: x}\n"
+    if place == "group":
+        text = f"concurrency: 'x-${{{{ {reference} }}}}'\n{jobs}"
+    else:
+        text = f"{jobs}- {{name: ask, type: pause, pause: {{message: '${{{{ {reference} }}}}'}}}}\n"
+    assert only_fault(text).message == message
+
+
+def test_a_group_may_name_the_image_where_images_start_runs() -> None:
+    parse_workflow("on: {image: [{repository: x}]}\nconcurrency: '${{ image.tag }}'\n" + HEAD + "    a: {script: x}\n")
 
 
 def test_conditions_on_inputs_are_judged_by_their_types() -> None:
