@@ -439,8 +439,6 @@ def _command(value: Any) -> Any:
 def _named(name: str, part: Any, what: str) -> Any:
     """One entry of a map whose keys are the names of jobs or services."""
     if not isinstance(part, dict):
-        if name.startswith("-"):
-            raise bad("a space is missing after `-`", expected="`- ` before each item")
         return part
     if "name" in part:
         raise bad(f"the {what} `{shorten(name)}` has its name before the `:`", expected="no key `name` inside it")
@@ -669,6 +667,10 @@ def _jobs(value: Any) -> Any:
     """A map of name to job as a list."""
     if not isinstance(value, dict):
         return value
+    if any(key.startswith("-") and not isinstance(job, dict) for key, job in value.items()):
+        raise bad("a space is missing after `-`", expected="`- ` before each item")
+    if any(isinstance(value.get(key), str) for key in ("name", "component", "script")):
+        raise bad("a job stands where a list or a map of jobs is needed", expected="`- ` before its first key")
     return [_named(name, job, "job") for name, job in value.items()]
 
 

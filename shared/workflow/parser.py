@@ -34,7 +34,8 @@ _FOREIGN_KEYS = {
     "cancel-in-progress": "policy", "cron": "schedule", "download": "fetch", "upload": "artifacts", "limits": "resources",
     "key": "name", "label": "name", "name": "artifact", "healthcheck": "ready", "rules": "when",
     "expire_in": "retention", "delay": "backoff", "branches": "push", "tags": "push", "approvers": "pause",
-    "options": "choices", "script": "jobs", "component": "jobs",
+    "options": "choices", "script": "jobs", "component": "jobs", "cpu": "resources", "memory": "resources",
+    "repo": "repository", "tz": "timezone",
 }  # fmt: skip
 """What other systems call the same thing."""
 
@@ -174,6 +175,8 @@ def _without_consequences(problems: list[Problem]) -> list[Problem]:
         if problem.on_key and problem.suggestion:
             part, (key, _, more) = problem.path[:-1], problem.suggestion.partition(":")
             meant |= {(*part, key), part} if more or key in {"component", "script", "jobs"} else {(*part, key)}
+    if ("stages",) in meant:  # jobs that stand beside the stages
+        meant |= {("stages", number) for number in range(MAX_STAGES)}
     return [problem for problem in problems if not (problem.missing and problem.path in meant)]
 
 
@@ -301,9 +304,11 @@ def _unknown_key(path: Path, name: str, value: Any, nameless: bool) -> Problem:
         return Problem(path, f"{what} into a stage", suggestion=f"stages: [{{name: build, jobs: {jobs}}}]", on_key=True)
     keys = part.written_keys()
     suggestion = _meant_key(name, keys)
-    if nameless and not suggestion and isinstance(value, (dict, list)):  # `- build: {…}`
+    if nameless and part is not Workflow and not suggestion and isinstance(value, (dict, list)):  # `- build: {…}`
         suggestion = f"name: {shorten(name)}"
     message = f"unknown key `{shorten(name)}`"
+    if name and not name[0].isprintable():  # a space that is none for YAML
+        message = f"the character U+{ord(name[0]):04X} stands before `{shorten(name[1:])}`"
     return Problem(path, message, expected=one_of(keys), suggestion=suggestion, on_key=True)
 
 
@@ -324,8 +329,11 @@ def _wrong_kind(path: Path, name: str, kind: str, value: Any) -> Problem:
         wanted = expected = f"a map of {name} or a list"
     elif kind.startswith("model") and name != "stages":
         expected = f"a map with {one_of(_part_at((*path, 0)).written_keys())}"
+        expected = f"true, or {expected}" if name == "push" else expected
     elif name == "stages":
-        one = next(iter(value), "") if isinstance(value, dict) else value if isinstance(value, str) else ""
+        one = value if isinstance(value, str) else ""
+        if isinstance(value, dict):
+            one = value["name"] if isinstance(value.get("name"), str) else next(iter(value), "")
         expected = f"{'' if is_item else 'a list: '}`- name: {shorten(one) or 'build'}`, with `jobs:` under it"
     item = "an item of " if is_item else ""
     if isinstance(value, dict) and one.startswith("-"):

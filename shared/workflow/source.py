@@ -292,7 +292,8 @@ class _Composer:
             key = self._node(event, depth + 1)
             value = self._node(self._next(), depth + 1)
             if key.scalar is None:
-                self._note(key.start, f"{key.kind} cannot be a key", expected="a word before the `:`")
+                expected = "a word before the `:`, or quotes around a text that begins with a bracket"
+                self._note(key.start, f"{key.kind} cannot be a key", expected=expected)
                 continue
             name = str(key.scalar)
             if name == "<<" and key.scalar.plain:
@@ -402,7 +403,7 @@ _PROBLEMS: tuple[tuple[str, str, str], ...] = (
 _OTHER_MEANINGS = ("while scanning an alias", "while scanning an anchor", "while scanning a tag", "while parsing a tag",
                    "while scanning a directive")  # fmt: skip
 """What `*`, `&`, `!` and `%` begin in YAML."""
-_UNSPACED = re.compile(r"[ ]*(?:- +)*(?:(?P<dash>-)(?=\w)|[\w-]+(?P<colon>:)(?!\s|:|//))")
+_UNSPACED = re.compile(r"[ ]*(?:- +)*(?:(?P<dash>-)(?=[\w\xa0])|[\w-]+(?P<colon>:)(?!//)(?=[^ \t\r\n:]))")
 
 
 def _marked_fault(source: Source, error: yaml.MarkedYAMLError) -> Fault:
@@ -412,6 +413,11 @@ def _marked_fault(source: Source, error: yaml.MarkedYAMLError) -> Fault:
     began = context_mark.index if context_mark is not None else at
     problem = error.problem or "not valid YAML"
     text, char = source.text, source.text[at : at + 1]
+    in_brackets = "expected ',' or" in problem
+    if problem.startswith("did not find expected"):
+        early = _early_end(source, began if "scanning" in (error.context or "") else at, in_brackets)
+        if early is not None:
+            return early
     if error.context in _OTHER_MEANINGS:
         message = f"a text that begins with `{text[began : began + 1]}` needs quotes"
         return source.fault(began, message, expected="quotes around the text")
@@ -425,9 +431,6 @@ def _marked_fault(source: Source, error: yaml.MarkedYAMLError) -> Fault:
         return _no_pair(source, began)
     if problem.startswith("found unexpected end of stream"):
         return source.fault(began, "the file ends inside a quoted text, opened here", expected="a closing quote")
-    in_brackets = "expected ',' or" in problem
-    if problem.startswith("did not find expected") and (fault := _early_end(source, at, in_brackets)) is not None:
-        return fault
     for start, message, expected in _PROBLEMS:
         if problem.startswith(start):
             if in_brackets and (line := source.line_of(at)) != source.line_of(began):
@@ -439,15 +442,20 @@ def _marked_fault(source: Source, error: yaml.MarkedYAMLError) -> Fault:
 def _early_end(source: Source, at: int, in_brackets: bool) -> Fault | None:
     """Something has ended before it should: a text in quotes, or one without; or a bracket closes too much."""
     text, char = source.text, source.text[at : at + 1]
-    quote = text[text.rfind("\n", 0, at) + 1 : at].rstrip(" ")[-1:]
+    last = text[text.rfind("\n", 0, at) + 1 : at].rstrip(" ")[-1:]
     if text[at - 1 : at + 1] == "${":
         return source.fault(at - 1, "inside `{ }` or `[ ]` a reference needs quotes", expected='"${{ … }}"')
-    if quote in {'"', "'"} and char not in {"\n", "\r", ""}:
-        inside = '\\"' if quote == '"' else "''"
-        expected = f"`{inside}` for each `{quote}` inside it; or a quote is missing further up"
+    if last in {'"', "'"} and char not in {"\n", "\r", ""}:
+        inside = '\\"' if last == '"' else "''"
+        expected = f"quotes around the whole text, `{inside}` for each `{last}` in it; or a quote is missing further up"
         return source.fault(at, "the text in quotes has ended before this", expected=expected)
-    if char in {"]", "}"} and not in_brackets:
+    if in_brackets:
+        return None
+    if char in {"]", "}"}:
         return source.fault(at, f"this `{char}` closes nothing", expected="quotes, if it belongs to a text")
+    if last in {"]", "}"} and char not in {"\n", "\r", ""}:
+        expected = f"quotes around a text that begins with `{'[' if last == ']' else '{'}`"
+        return source.fault(at, f"what the `{last}` closes has ended before this", expected=expected)
     return None
 
 
@@ -470,6 +478,9 @@ def _odd_colon(source: Source, at: int) -> Fault:
 def _no_pair(source: Source, at: int) -> Fault:
     """The line at `at` should be a key and its value."""
     start = source.text.rfind("\n", 0, at) + 1
+    wide = source.text.find("\N{FULLWIDTH COLON}", start, at + 200)
+    if wide >= 0 and "\n" not in source.text[start:wide]:
+        return source.fault(wide, "this is not the `:` of YAML", expected="`: `")
     unspaced = _UNSPACED.match(source.text, start)
     if unspaced is not None:
         sign = "dash" if unspaced["dash"] else "colon"

@@ -312,6 +312,8 @@ CASES = [
     ("    '': {script: x}", 5, "a name cannot be empty", ""),
     ("    a/b: {script: x}", 5, "`a/b` cannot be a name", ""),
     ("    - script: x", 5, "`name` is missing", ""),
+    ("    name: a\n    script: x", 5, "a job stands where a list or a map of jobs is needed", ""),
+    ("    a: {script: x, cpu: 1}", 5, "unknown key `cpu`", "resources"),
     ("    -name: a\n    script: x", 5, "a space is missing after `-`", ""),
     ("    - just a text", 5, "an item of `jobs` should be a map, but this is a text", ""),
     ("    x", 5, "`jobs` should be a map of jobs or a list, but this is a text", ""),
@@ -408,6 +410,9 @@ TOP_CASES = [
     ("name: x\nstages: {}\n", 2, "`stages` should be a list, but this is a map"),
     ("name: x\nstages: [build]\n", 2, "an item of `stages` should be a map, but this is a text"),
     ("name: x\nstages:\n  -name: s\n  jobs: {a: {script: x}}\n", 3, "a space is missing after `-`"),
+    ("name: x\nstages:\n- name: s\njobs: {a: {script: x}}\n", 4, "`jobs` belong into a stage"),
+    ("name: x\n\xa0on: push\nstages:\n- {name: s, jobs: {a: {script: x}}}\n", 2,
+     "the character U+00A0 stands before `on`"),
     ("name: x\nstages:\n- name: s\n  type: [pause]\n", 4, "a list is not possible here"),
     ("name: x\nstages:\n- name: s\n  type: manual\n", 4, "`manual` is not possible here"),
     ("name: x\nstages:\n- name: s\n  script: make\n", 4, "unknown key `script`"),
@@ -438,6 +443,9 @@ TOP_CASES = [
     ("a: [!b/*]\n", 1, "a text that begins with `!` needs quotes"),
     ("a: [b]]\n", 1, "this `]` closes nothing"),
     ("a: {b: ${{ git.branch }}}\n", 1, "inside `{ }` or `[ ]` a reference needs quotes"),
+    ("a: [ -f x ] && y\n", 1, "what the `]` closes has ended before this"),
+    ("name\N{FULLWIDTH COLON}x\nstages: []\n", 1, "this is not the `:` of YAML"),
+    ("name:\xa0x\nstages: []\n", 1, "a space is missing after `:`"),
     ("a: 'it's'\n", 1, "the text in quotes has ended before this"),
     ("a: | b\n", 1, "behind `|` or `>` the line is over"),
     ("  name: x\nstages: []\n", 2, "this line does not belong to what stands before it"),
@@ -484,6 +492,7 @@ def test_what_is_expected_is_something_that_there_is() -> None:
             f"{HEAD}{job}when: run.zzz}}",
             f"{HEAD}{job}env: {{A: '${{{{ env.X }}}}'}}}}",
             "name: x\nstages: {test: {jobs: {}}}\n",
+            "name: x\nstages: {name: test, jobs: {}}\n",
             f"on: {{push: [main]}}\n{HEAD}{job}}}",
         )
     ]
@@ -494,7 +503,8 @@ def test_what_is_expected_is_something_that_there_is() -> None:
         (5, 26, "run.failed, run.id, run.number, run.url or run.attempt", ""),
         (5, 30, "a name under the workflow's `env`", ""),
         (2, 9, "a list: `- name: test`, with `jobs:` under it", ""),
-        (1, 12, "a map with branches, tags or paths", ""),
+        (2, 9, "a list: `- name: test`, with `jobs:` under it", ""),
+        (1, 12, "true, or a map with branches, tags or paths", ""),
     ]
 
 
