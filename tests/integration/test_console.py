@@ -6,10 +6,12 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import html
 import json
 import os
 import random
 import re
+import shlex
 import socket as sockets
 import string
 import time
@@ -741,7 +743,9 @@ async def test_a_stage_that_names_its_approvers_hears_only_them(served: Served, 
     path = f"/api/v1/runs/{run['id']}/stages/{STAGE.replace('?', '%3F')}/decision"
     assert (await acme.call("POST", path, {"action": "approve"})).body["code"] == "not-an-approver"
     for method in ("GET", "POST"):
-        assert (await acme.as_token("").call(method, link(served, run["id"]))).status == 403
+        refused = await acme.as_token("").call(method, link(served, run["id"]))
+        assert refused.status == 403
+        assert f"run approve {run['number']} {shlex.quote(STAGE)}" in html.unescape(refused.body)
     made = await acme.ok("POST", "/api/v1/tokens", {"name": "grace", "scopes": ["approve"]})
     assert (await acme.as_token(made["token"]).call("POST", path, {"action": "approve"})).status == 201
 
