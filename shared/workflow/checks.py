@@ -574,7 +574,11 @@ def _check_mentions(checker: _Checker, path: Path, expression: str, place: _Plac
         found = None
         if root in FIELDS:
             if name not in FIELDS[root]:
-                found = f"`{root}` has no `{shorten(name)}`", one_of(FIELDS[root]), checker.nearest(name, FIELDS[root])
+                found = (
+                    f"`{root}` has no `{shorten(name)}`",
+                    _listed(root, FIELDS[root]),
+                    checker.nearest(name, FIELDS[root]),
+                )
         else:
             found = _job_only_fault(checker, (root, name), _RUN) or _target_fault(checker, (root, name), place)
         if found is not None:

@@ -500,7 +500,7 @@ def test_what_is_expected_is_something_that_there_is() -> None:
         (1, 5, "push, webhook, api, or a map", "schedule: '0 3 * * *'"),
         (1, 12, "push, webhook, api, or a map", "schedule: '0 3 * * *'"),
         (1, 5, "push, webhook, api, or a map", ""),
-        (5, 26, "run.failed, run.id, run.number, run.url or run.attempt", ""),
+        (5, 26, "run.failed, run.id, run.number or run.url", ""),
         (5, 30, "a name under the workflow's `env`", ""),
         (2, 9, "a list: `- name: test`, with `jobs:` under it", ""),
         (2, 9, "a list: `- name: test`, with `jobs:` under it", ""),
