@@ -178,9 +178,11 @@ async def run_so_far(database: Database, run: uuid.UUID) -> tuple[list[Any], lis
 
 async def note_submitted(database: Database, submitted: Mapping[str, JobSubmitted]) -> list[str]:
     """The runtime has accepted these containers: told once. Returns those that are not wanted any more: stop them."""
-    events = list(submitted.values())
+    # Attempts are locked in the order of their names, and before the counters of runs: the scheduler may be stopping the same.
+    containers = sorted(submitted)
+    events = [submitted[container] for container in containers]
     [row] = await database.change(
-        _SUBMITTED, list(submitted), [event.id for event in events], told=events,
+        _SUBMITTED, containers, [event.id for event in events], told=events,
         seqs=lambda rows: dict(zip(rows[0]["ids"] or (), rows[0]["seqs"] or (), strict=True)),
     )  # fmt: skip
     return row["unwanted"] or []

@@ -76,6 +76,10 @@ def _follow(table: str, source: str, key: str, fixed: Sequence[str]) -> str:
 
 _RUN_CHANGES = ", ".join(f"{name} = n.{name}" for name in _names("given", "id", "revision"))
 
+# Attempts are locked before the counters of runs, as by whoever records that a container was submitted: what nothing refers to
+# would be done last.
+_TOLD = "g.run IN (SELECT id FROM moved) AND (SELECT count(*) FROM moved_attempts) >= 0"
+
 _SAVE = f"""
 WITH {_given()}, locked AS (
     -- In the order of their ids, so that two batches never wait for one another in a circle.
@@ -107,8 +111,8 @@ WITH {_given()}, locked AS (
     SELECT container, run, job, attempt, CASE WHEN stop THEN now() END FROM new_attempts
     WHERE run IN (SELECT id FROM moved)
     ON CONFLICT (container) DO UPDATE SET stop_requested_at = coalesce(attempts.stop_requested_at, excluded.stop_requested_at)
-    WHERE excluded.stop_requested_at IS NOT NULL
-), {outbox.recording(_FREE + 1, "g.run IN (SELECT id FROM moved)")}
+    WHERE excluded.stop_requested_at IS NOT NULL RETURNING container
+), {outbox.recording(_FREE + 1, _TOLD)}
 SELECT m.ids, m.revisions, r.events, r.seqs
 FROM (SELECT array_agg(id) AS ids, array_agg(revision) AS revisions FROM moved) m,
     (SELECT array_agg(id) AS events, array_agg(seq) AS seqs FROM recorded) r
@@ -187,14 +191,15 @@ def _jobs(loaded: Loaded, now: Run) -> Iterable[tuple[Any, ...]]:
 
 
 def _attempts(events: Sequence[Event]) -> Iterable[tuple[Any, ...]]:
-    """Those that the events start or stop. One that is stopped in the step that starts it is one row."""
+    """Those that the events start or stop, in the order of their names, in which everybody locks them. One that is stopped in
+    the step that starts it is one row."""
     rows: dict[str, tuple[Any, ...]] = {}
     for event in events:
         if isinstance(event, JobReady | JobStopRequested):
             container = container_name(str(event.run), event.job, event.attempt)
             stop = isinstance(event, JobStopRequested) or (container in rows and rows[container][-1])
             rows[container] = (container, event.run, event.job, event.attempt, stop)
-    return rows.values()
+    return [rows[container] for container in sorted(rows)]
 
 
 def _decision(decision: Decision | None) -> dict[str, str] | None:

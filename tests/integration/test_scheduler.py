@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
+from services.executor.store import note_submitted
 from services.scheduler import store
 from services.scheduler.clock import SLOW, DatabaseClock
 from services.scheduler.handlers import PASS_LIMIT, on_time
@@ -26,11 +27,13 @@ from shared.events import (
     JobReady,
     JobRunning,
     JobStopRequested,
+    JobSubmitted,
     RunCancelRequested,
     RunCreated,
     RunFinished,
     TenantQuotaChanged,
 )
+from shared.runtime.protocol import container_name
 from shared.service import Host, Parts, Service
 from shared.workflow.conditions import FIELDS
 from tests.integration.scheduling import Hands, Scheduling
@@ -39,6 +42,7 @@ from tests.integration.serving import serving
 ONE_JOB = "name: one\nstages:\n- name: s\n  jobs:\n  - name: a\n    script: 'true'\n"
 GROUPED = "concurrency: deploy\n" + ONE_JOB.replace("name: one", "name: grouped")
 SUPERSEDING = "concurrency: {group: pr, policy: cancel_superseded}\n" + ONE_JOB
+BACKWARDS = "name: w\nstages: [{name: s, jobs: [{name: b, script: 'true'}, {name: a, script: 'true'}]}]\n"
 TWO_STAGES = """
 name: two
 stages:
@@ -146,6 +150,34 @@ async def test_t19_who_has_waited_for_a_run_sees_what_the_other_has_made_of_it(
     assert await scheduling.state(run) == "succeeded"
     assert [type(event).__name__ for event in await scheduling.told(run)].count("StageRunning") == 1
     assert await scheduling.ready(run) == [("a", 1)]
+
+
+@pytest.mark.parametrize("held", ["a", "b"])
+async def test_attempts_that_are_stopped_and_submitted_at_once_wait_for_one_another_in_one_order(
+    scheduling: Scheduling, database: str, held: str
+) -> None:
+    """Whoever waits for the attempt that is held must not have what the other takes next: an attempt, or the run's counter."""
+    run = await scheduling.start(await scheduling.workflow(BACKWARDS))
+    ready = await scheduling.told(run, JobReady)
+    submitted = {
+        container_name(str(run), each.job, 1): JobSubmitted(
+            tenant="acme", run=run, stage="s", job=each.job, attempt=1, container=each.job
+        )
+        for each in ready
+    }
+    assert list(submitted) != sorted(submitted)
+    async with open_database(database) as second, scheduling.database.connection() as holding:
+        gate = holding.transaction()
+        await gate.start()
+        await holding.execute("SELECT FROM attempts WHERE run = $1 AND job = $2 FOR UPDATE", run, held)
+        submitting = asyncio.create_task(note_submitted(second, submitted))
+        await until_waiting(second, 1)
+        stopping = asyncio.create_task(scheduling.cancel(run))
+        await until_waiting(second, 2)
+        await gate.commit()
+        await asyncio.gather(submitting, stopping)
+    assert await scheduling.state(run) == "cancelling"
+    assert len(await scheduling.told(run, JobSubmitted)) == 2
 
 
 async def test_t19_what_means_nothing_to_a_remembered_run_is_asked_of_the_run_as_it_is(
