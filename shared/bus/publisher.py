@@ -32,7 +32,7 @@ from shared.errors import PermanentError, TemporaryError
 from shared.log import get_logger
 
 CONFIRM_TIMEOUT = 30.0
-"""Seconds until a message that was not confirmed counts as not sent."""
+"""Seconds until a message that was not confirmed counts as not sent, unless the broker reads nothing for now."""
 
 _BROKER_ERRORS = (*aio_pika.exceptions.CONNECTION_EXCEPTIONS, aiormq.exceptions.AMQPError, TimeoutError)
 _UNWRITABLE = (TypeError, ValueError, struct.error)
@@ -104,7 +104,7 @@ class Publisher:
             if not isinstance(error, _BROKER_ERRORS):
                 raise
         else:
-            asyncio.get_running_loop().call_later(CONFIRM_TIMEOUT, _give_up, waiting)
+            _give_up_later(channel, waiting)
 
     def _fail_all(self, taken: list[_Outgoing], error: BaseException) -> None:
         """Those that were taken to be sent, and those that have come since."""
@@ -233,9 +233,23 @@ async def _write(channel: Channel, frame: ChannelFrame) -> None:
         await channel.write_queue.put(frame)
 
 
-def _give_up(waiting: list[_Outgoing]) -> None:
+def _give_up_later(channel: Channel, waiting: list[_Outgoing]) -> None:
+    asyncio.get_running_loop().call_later(CONFIRM_TIMEOUT, _give_up, channel, waiting)
+
+
+def _give_up(channel: Channel, waiting: list[_Outgoing]) -> None:
+    if _blocked(channel) and not channel.is_closed:
+        # It will be read when the alarm is over, or lost with the channel; until then, what is sent again lies there twice.
+        _give_up_later(channel, waiting)
+        return
     for each in waiting:
         _fail(each.confirmed, each.key, TimeoutError(f"no confirm within {CONFIRM_TIMEOUT:g} s"))
+
+
+def _blocked(channel: Channel) -> bool:
+    """Whether the broker, in an alarm of memory or disk, has said that it reads nothing from this connection for now."""
+    unblocked: asyncio.Event | None = getattr(channel.connection, "_Connection__connection_unblocked", None)
+    return unblocked is not None and not unblocked.is_set()
 
 
 def _fail(confirmed: asyncio.Future[None], key: str, error: BaseException) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 import aio_pika
 import pytest
 
-from shared.bus import amqp, handling
+from shared.bus import amqp, handling, publisher
 from shared.bus.amqp import DELIVERY_LIMIT, AmqpBus, open_amqp_bus
 from shared.bus.protocol import Consumer, Message
 from shared.bus.topology import TOPICS
@@ -154,6 +154,27 @@ async def until_refused(bus: AmqpBus) -> None:
 async def unsent(database: Database) -> int:
     count: int = await database.fetchval("SELECT count(*) FROM events WHERE sent_at IS NULL")
     return count
+
+
+async def test_t74_an_alarm_of_the_broker_is_waited_out_and_not_filled_with_repetitions(
+    bus: AmqpBus, rabbitmq: RabbitMQ, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each event was given up after 30 seconds, swept up and written into the same connection once more."""
+    monkeypatch.setattr(publisher, "CONFIRM_TIMEOUT", 1.0)
+    hearing = Hearing()
+    await bus.consume(Consumer("full", ["acme.#"], hearing))
+    async with open_database(database) as opened:
+        opened.relay = Relay(opened, bus)
+        async with rabbitmq.alarmed():
+            async with opened.transaction() as tx:
+                tx.tell(event := TenantQuotaChanged(tenant="acme", by="ann"))
+            for _ in range(3):
+                await asyncio.sleep(1.0)  # longer than the time limit: this is what is tested
+                assert await opened.relay.sweep(age=0) == 0, "it was given up"
+            assert hearing.heard == []
+        assert [each.id for each in await hearing.until(1)] == [event.id]
+        await opened.relay.flush()
+        assert await unsent(opened) == 0
 
 
 async def test_t74_an_event_for_a_queue_that_is_gone_stays_in_the_outbox_until_it_is_declared_again(

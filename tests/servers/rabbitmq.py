@@ -106,6 +106,25 @@ class RabbitMQ:
             response.raise_for_status()
             return await response.json() if response.content_type == "application/json" else None
 
+    @contextlib.asynccontextmanager
+    async def alarmed(self) -> AsyncIterator[None]:
+        """In an alarm of memory meanwhile: who publishes is read from no more."""
+        await self._control("set_vm_memory_high_watermark", "absolute", "1")
+        try:
+            yield
+        finally:
+            await self._control("set_vm_memory_high_watermark", "0.4")
+
+    async def _control(self, *arguments: str) -> None:
+        program = RABBITMQ.with_name("rabbitmqctl")
+        process = await asyncio.create_subprocess_exec(
+            str(program), *arguments, env=self._environment(),
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        said, _ = await process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"rabbitmqctl {' '.join(arguments)}: {said.decode()}")
+
     async def close(self) -> None:
         """End everything at once; the data are thrown away anyway."""
         for server in (self._server, self._epmd):
