@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import random
+import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
@@ -32,6 +33,8 @@ LONGEST_PAUSE = 3.0
 TIMEOUT = 30.0
 UNUSED = 60.0
 """Seconds for which a connection stays open that nobody uses: a new one costs both sides a handshake."""
+PROBES = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+"""After how many seconds without a byte the system asks whether the other end is there, how often again, and how many times."""
 BUFFER = 1 << 21
 """Bytes of an answer that are taken in before they are asked for, twice as many at most: lists of pods are large."""
 MERGE = "application/merge-patch+json"
@@ -64,7 +67,7 @@ class Api:
         self._pace = _Pace(access.calls_per_second)
         self._server: Server | None = None
         self._session: aiohttp.ClientSession | None = None
-        self._opening = asyncio.Lock()
+        self._finding = asyncio.Lock()
         self.counted: Counter[tuple[str, str]] = Counter()
         """(verb, kind) -> calls that were answered; for those who count what a job costs."""
         self._told: tuple[datetime, float] | None = None
@@ -123,41 +126,40 @@ class Api:
         buffer: int = BUFFER,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One try. `idle`: an endless answer, which is broken off after so many seconds without a byte. `buffer`: as BUFFER."""
-        session = await self._opened()
         await self._pace.wait()
+        server = await self._known()
         limits = aiohttp.ClientTimeout(total=None if idle else TIMEOUT, sock_connect=10, sock_read=idle or TIMEOUT)
         headers, data = {"Accept": accept}, None
-        if self._server is not None and (token := await self._server.token()):
+        if token := await server.token():
             headers["Authorization"] = token
-        name = self._server.name if self._server is not None else None
         if body is not None:
             data, headers["Content-Type"] = json.dumps(body).encode(), content_type
         kind = _kind_of(path)
         try:
-            async with session.request(
-                method, path, params=query, data=data, headers=headers, timeout=limits, read_bufsize=buffer,
-                server_hostname=name,
+            async with self._opened().request(
+                method, server.address.rstrip("/") + path, params=query, data=data, headers=headers, timeout=limits,
+                read_bufsize=buffer, ssl=server.tls, proxy=server.proxy, server_hostname=server.name,
             ) as response:  # fmt: skip
                 self.counted[method, kind] += 1
                 self._hear_time(response.headers.get("Date"))
                 _CALLS.labels(method, kind, response.status).inc()
                 if response.status >= 400:
-                    await self._refuse(response)
+                    await self._refuse(response, server)
                 yield response
         except RuntimeError as error:
             if "used by transport" not in str(error):
                 raise
             # uvloop, of a connection that was given up half-way and whose number the system has given to the next one.
-            raise _BusyError(f"no connection to the API server at {self.address}: {error}") from error
+            raise _BusyError(f"no connection to the API server at {server.address}: {error}") from error
         except aiohttp.ClientConnectorCertificateError as error:
             # Its authority may have been renewed, and our file of it with it.
-            await self.close()
-            raise _BusyError(f"the API server at {self.address} is not who we know: {error}") from error
+            self._doubt(server)
+            raise _BusyError(f"the API server at {server.address} is not who we know: {error}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise _BusyError(f"the API server at {self.address} does not answer: {why}") from error
+            raise _BusyError(f"the API server at {server.address} does not answer: {why}") from error
 
-    async def _refuse(self, response: aiohttp.ClientResponse) -> None:
+    async def _refuse(self, response: aiohttp.ClientResponse, server: Server) -> None:
         text = await response.text(errors="replace")
         try:
             status = json.loads(text)
@@ -166,36 +168,51 @@ class Api:
             reason, message = "", text.strip()[:500]
         if response.status == 401:
             # A token or certificate may have changed since it was read.
-            await self.close()
-            raise _BusyError(f"the API server at {self.address} does not know us (401): {message}")
+            self._doubt(server)
+            raise _BusyError(f"the API server at {server.address} does not know us (401): {message}")
         if response.status in _AGAIN and reason != "Timeout":
             after = response.headers.get("Retry-After", "0")
             raise _BusyError(
-                f"the API server at {self.address} is busy ({response.status} {reason}): {message}",
+                f"the API server at {server.address} is busy ({response.status} {reason}): {message}",
                 delay=float(after) if after.isdigit() else None,
             )
         raise ApiError(response.status, reason, message)
 
-    @property
-    def address(self) -> str:
-        """The server's address, as far as it is known."""
-        return self._server.address if self._server else "an unknown address"
+    async def _known(self) -> Server:
+        """Where the server is and who we are, by the configuration of now if that of before is in doubt."""
+        async with self._finding:
+            if self._server is None:
+                self._server = await find_server(self._access)
+            return self._server
 
-    async def _opened(self) -> aiohttp.ClientSession:
-        async with self._opening:
-            if self._session is None:
-                server = await find_server(self._access)
-                # No limit of connections: each log that is followed and each watch occupies one.
-                connector = aiohttp.TCPConnector(limit=0, ssl=server.tls, keepalive_timeout=UNUSED)
-                self._session = aiohttp.ClientSession(server.address, connector=connector, proxy=server.proxy)
-                self._server = server
-            return self._session
+    def _doubt(self, server: Server) -> None:
+        """Whoever has found this server reads the configuration again; what is being read from it goes on."""
+        if self._server is server:
+            self._server = None
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            # No limit of connections: each log that is followed and each watch occupies one.
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=UNUSED, socket_factory=_probed_socket)
+            self._session = aiohttp.ClientSession(connector=connector)
+        return self._session
 
     async def close(self) -> None:
         """Close all connections; a later call opens them anew, with the configuration of then."""
-        session, self._session = self._session, None
+        session, self._session, self._server = self._session, None, None
         if session is not None:
             await session.close()
+
+
+def _probed_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """One that notices within a minute that nobody is at its other end any more: a job may be silent for hours."""
+    family, kind, protocol = address[:3]
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in PROBES.items():
+        if hasattr(socket, name):  # not all systems have all of them
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made
 
 
 class _BusyError(TemporaryError):
