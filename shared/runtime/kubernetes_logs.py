@@ -238,7 +238,7 @@ class Logs:
         if not _has_started(pod):
             await self._pods.changed(pod.name, pod.version, LOOKED_EVERY)
             return await self._look(pod.name)
-        now = await self._over(pod, reading.wait)
+        now = await self._over(pod, ASKED_AGAIN_AFTER if reading.left_behind else reading.wait)
         reading.wait = min(2 * reading.wait, LOOKED_EVERY)
         if now is None or now.uid != pod.uid or "terminated" not in now.job:
             return now

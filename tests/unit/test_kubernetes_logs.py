@@ -140,7 +140,7 @@ class Node:
     async def logs(self, monkeypatch):
         """Of pods that run and of which there are no news, and that all print the same."""
         monkeypatch.setattr(kubernetes_logs, "FOLLOWED_AFTER", 0.0)
-        monkeypatch.setattr(kubernetes_logs, "END_TOLD_WITHIN", 0.1)
+        monkeypatch.setattr(kubernetes_logs, "ASKED_AGAIN_AFTER", 0.05)
 
         def running(name):
             metadata = {"name": name, "namespace": "jobs", "uid": "u", "resourceVersion": "7"}
