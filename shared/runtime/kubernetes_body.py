@@ -32,7 +32,6 @@ ENDED_REASON = f"{DOMAIN}/ended-reason"
 ENDED_MESSAGE = f"{DOMAIN}/ended-message"
 ENDING_SINCE = f"{DOMAIN}/ending-since"
 """Annotation of a pod whose node was told to end it: when, by the API server's clock."""
-MEMORY = f"{DOMAIN}/memory"
 JOB = "job"
 """Name of the container that runs the component."""
 WRAPPER = "wrapper"
@@ -127,8 +126,6 @@ def pod(spec: ContainerSpec, defaults: PodDefaults, secret_name: str, *, shared_
     """The pod of an attempt. It waits on its node for the Secret of this name."""
     options, grace = spec.options, float(spec.document.get("grace_s") or 0)
     notes = {f"{NOTE}{key}": value for key, value in spec.labels.items()}
-    if spec.resources.memory_bytes:
-        notes[MEMORY] = str(spec.resources.memory_bytes)
     body: dict[str, Any] = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,

@@ -81,7 +81,8 @@ class Pod:
     mark_message: str
     ending: datetime | None
     """When we told its node to end it."""
-    memory: int
+    memory: str
+    """Limit of the job's container, whoever has set it: the job, a LimitRange, a webhook; "" for none."""
     containers: int
     """How many it has, init containers included, also those that the cluster has added."""
 
@@ -133,14 +134,17 @@ def pod_of(document: Mapping[str, Any]) -> Pod:
         mark=notes.get(body.ENDED_REASON, ""),
         mark_message=notes.get(body.ENDED_MESSAGE, ""),
         ending=moment(notes.get(body.ENDING_SINCE)),
-        memory=_amount(notes.get(body.MEMORY)),
+        memory=_memory_of(document["spec"]),
         containers=sum(len(document["spec"].get(kind) or ()) for kind in ("containers", "initContainers")),
     )
 
 
-def _amount(text: str | None) -> int:
-    """0 for what is none: whoever may change pods may write anything into their annotations."""
-    return int(text) if text and text.isdecimal() else 0
+def _memory_of(spec: Mapping[str, Any]) -> str:
+    for each in spec.get("containers") or ():
+        if each["name"] == body.JOB:
+            limit = str(((each.get("resources") or {}).get("limits") or {}).get("memory") or "")
+            return f"{int(limit) / (1 << 20):.0f} MiB" if limit.isdecimal() else limit
+    return ""
 
 
 def _secret_of(spec: Mapping[str, Any]) -> str:
@@ -218,6 +222,9 @@ def _ended(pod: Pod, state: Mapping[str, Any]) -> Observation:
         return finished(
             pod.name, pod.uid, pod.notes, result, reason=reason, message=message, exit_code=code, keeps_crlf=False
         )
+    if not reason and state.get("reason") == "Unknown":
+        reason = Reason.NODE_LOST
+        message = f"pod {pod.name} on node {pod.node}: the node, or its container runtime, was restarted under the job"
     if not reason:
         reason = Reason.WRAPPER_FAILED
         message = (
@@ -250,7 +257,7 @@ def _why_ended(pod: Pod, state: Mapping[str, Any]) -> tuple[str, str]:
     """Reason and message where the cluster knows better than the exit code; "" if it does not."""
     told = state.get("reason")
     if told == "OOMKilled":
-        limit = f"its limit of {pod.memory / (1 << 20):.0f} MiB" if pod.memory else "what its node had"
+        limit = f"its limit of {pod.memory}" if pod.memory else "what its node had"
         return Reason.OOM_KILLED, f"container {body.JOB} of pod {pod.name} used more memory than {limit}"
     if told in {"StartError", "ContainerCannotRun"}:
         return Reason.START_FAILED, f"the container could not be started: {_words(state)}"

@@ -771,7 +771,7 @@ async def test_t17_an_odd_pod_makes_nobody_blind_for_the_others(kubernetes_place
     runtime, watcher = both
     odd, other, strange = (new_name() for _ in range(3))
     await runtime.start(spec(odd, "tail /dev/zero", resources=Resources(memory_bytes=48 << 20)))
-    await kubernetes_place.patch(odd, {"metadata": {"annotations": {body.MEMORY: "x"}}})
+    await kubernetes_place.patch(odd, {"metadata": {"annotations": {body.ENDING_SINCE: "x"}}})
     await runtime.start(spec(other, "true"))
     assert (await watcher.until(other, Phase.FINISHED)).exit_code == 0
     assert (await watcher.until(odd, Phase.FINISHED)).reason == "OOMKilled"

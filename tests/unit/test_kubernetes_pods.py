@@ -281,6 +281,45 @@ def test_t05_a_node_that_vanished_with_its_pod_is_lost() -> None:
     assert outcome_of(seen).started is True
 
 
+def test_t05_a_node_that_was_restarted_under_a_job_is_lost_and_its_job_has_not_failed() -> None:
+    """What containerd says of a container that it finds dead when it starts."""
+    ended = {"exitCode": 255, "reason": "Unknown", "startedAt": "2026-11-25T11:30:00Z"}
+    seen = observe(pod_of(pod(phase="Failed", containerStatuses=state(terminated=ended))), NOW)
+    assert seen is not None
+    assert seen.reason == "NodeLost"
+    assert "restarted" in seen.message
+    assert (outcome_of(seen).state, outcome_of(seen).started) == ("lost", True)
+
+
+def test_t07_a_job_that_had_ended_before_its_node_was_restarted_has_its_own_outcome() -> None:
+    message = '{"version": 1, "attempt": "hf-a-1-0", "outcome": "exited", "exit_code": 0}'
+    ended = {"exitCode": 255, "reason": "Unknown", "message": message}
+    seen = observe(pod_of(pod(phase="Failed", containerStatuses=state(terminated=ended))), NOW)
+    assert seen is not None
+    assert outcome_of(seen).state == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("resources", "words"),
+    [
+        ({"limits": {"memory": "134217728"}}, "its limit of 128 MiB"),
+        ({"limits": {"memory": "1Gi"}}, "its limit of 1Gi"),
+        ({"limits": {"cpu": "1"}}, "what its node had"),
+        (None, "what its node had"),
+    ],
+)
+def test_t08_the_limit_that_is_told_is_that_of_the_pod(resources: Any, words: str) -> None:
+    """A LimitRange, or a webhook, may have given it."""
+    shown = pod(phase="Failed", containerStatuses=state(terminated={"exitCode": 137, "reason": "OOMKilled"}))
+    shown["spec"]["containers"] = [
+        {"name": "istio-proxy", "resources": {"limits": {"memory": "9"}}},
+        {"name": body.JOB, **({"resources": resources} if resources else {})},
+    ]
+    seen = observe(pod_of(shown), NOW)
+    assert seen is not None
+    assert (seen.reason, seen.message.partition("than ")[2]) == ("OOMKilled", words)
+
+
 def test_t07_an_eviction_in_the_second_of_the_exit_does_not_make_a_failure() -> None:
     message = '{"version": 1, "attempt": "hf-a-1-0", "outcome": "exited", "exit_code": 0}'
     ended = {"exitCode": 0, "message": message, "reason": "Completed"}
