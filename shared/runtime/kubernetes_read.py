@@ -68,10 +68,11 @@ class Pod:
     message: str
     job: Mapping[str, Any]
     """State of the job's container: waiting, running or terminated; empty before kubelet knows the pod."""
-    installer: Mapping[str, Any]
-    """The same of the init container."""
-    services: Mapping[str, Mapping[str, Any]]
-    """The same of services beside the job, by name, with `last`: how it ended when it has been started again."""
+    before: Mapping[str, Mapping[str, Any]]
+    """The same of the init containers by name, also of services and of those that the cluster has added, with `last`: how it
+    ended when it has been started again."""
+    sidecars: frozenset[str]
+    """Names of the init containers that go on beside the job."""
     disruption: str
     """Reason of the condition DisruptionTarget."""
     disruption_message: str
@@ -93,11 +94,11 @@ class Pod:
 
     @property
     def waiting(self) -> Mapping[str, str]:
-        """Why the job's container, or the one before it, has not started: reason and message; empty if nobody says."""
-        for state in (self.installer, *self.services.values(), self.job):
+        """Why the job's container, or one before it, has not started: reason and message; empty if nobody says."""
+        for name, state in (*self.before.items(), (body.JOB, self.job)):
             told = state.get("waiting") or {}
             if told.get("reason") not in {None, "PodInitializing", "ContainerCreating"}:
-                return told
+                return told if name == body.JOB else {**told, "message": f"container {name}: {told.get('message', '')}"}
         return {}
 
 
@@ -126,8 +127,15 @@ def pod_of(document: Mapping[str, Any]) -> Pod:
         reason=status.get("reason") or "",
         message=status.get("message") or "",
         job=_state(status.get("containerStatuses"), body.JOB),
-        installer=_state(status.get("initContainerStatuses"), body.WRAPPER),
-        services=_services(status.get("initContainerStatuses")),
+        before={
+            each["name"]: {**(each.get("state") or {}), "last": each.get("lastState") or {}}
+            for each in status.get("initContainerStatuses") or ()
+        },
+        sidecars=frozenset(
+            each["name"]
+            for each in document["spec"].get("initContainers") or ()
+            if each.get("restartPolicy") == "Always"
+        ),
         disruption=disruption.get("reason", "") if disruption.get("status") == "True" else "",
         disruption_message=disruption.get("message", ""),
         unschedulable=scheduled.get("message", "") if scheduled.get("status") == "False" else "",
@@ -160,14 +168,6 @@ def _state(statuses: list[dict[str, Any]] | None, name: str) -> Mapping[str, Any
             state: Mapping[str, Any] = each.get("state") or {}
             return state
     return {}
-
-
-def _services(statuses: list[dict[str, Any]] | None) -> dict[str, Mapping[str, Any]]:
-    return {
-        each["name"][len(body.SERVICE) :]: {**(each.get("state") or {}), "last": each.get("lastState") or {}}
-        for each in statuses or ()
-        if each["name"].startswith(body.SERVICE)
-    }
 
 
 def observe(pod: Pod, now: datetime) -> Observation | None:
@@ -272,16 +272,26 @@ def _never_ran(pod: Pod) -> Observation:
     """The pod is over, and its job's container has not ended: it never began, or its node is gone."""
     if pod.mark:
         return _finished(pod, pod.mark, pod.mark_message)
-    if (ended := pod.installer.get("terminated")) and ended.get("exitCode"):
-        how = f"ended with {ended['exitCode']} ({ended.get('reason', 'no reason')})"
-        message = (
-            f"container {body.WRAPPER} of pod {pod.name}, which brings the command wrapper, {how}: {_words(ended)}"
-        )
-        return _finished(pod, Reason.INIT_FAILED, message.rstrip(": "))
     reason, message = _of_pod(pod)
+    if not reason:
+        reason, message = _failed_before(pod)
     if not reason:
         reason, message = _why_gone(pod, alive=pod.disruption != "DeletionByPodGC")
     return _finished(pod, reason, message)
+
+
+def _failed_before(pod: Pod) -> tuple[str, str]:
+    """An init container that has failed, and the pod with it; not one that was ended with the pod."""
+    leaving = pod.deleted is not None or pod.disruption
+    for name, state in pod.before.items():
+        ended = state.get("terminated") or {}
+        code = ended.get("exitCode")
+        if code and name not in pod.sidecars and not (leaving and code in {137, 143}):
+            what = "which brings the command wrapper" if name == body.WRAPPER else "which the cluster has added"
+            how = f"ended with {code} ({ended.get('reason', 'no reason')})"
+            message = f"container {name} of pod {pod.name}, {what}, {how}: {_words(ended)}"
+            return Reason.INIT_FAILED, message.rstrip(": ")
+    return "", ""
 
 
 _POD_REASONS: Mapping[str, Reason] = {
@@ -293,16 +303,14 @@ _POD_REASONS: Mapping[str, Reason] = {
     "NodeLost": Reason.NODE_LOST,
     "NodeAffinity": Reason.EVICTED,
     "UnexpectedAdmissionError": Reason.EVICTED,
-    "OutOfcpu": Reason.EVICTED,
-    "OutOfmemory": Reason.EVICTED,
-    "OutOfpods": Reason.EVICTED,
     "DeadlineExceeded": Reason.JOB_TIMEOUT,
 }
 
 
 def _of_pod(pod: Pod) -> tuple[str, str]:
     """By `status.reason`, which kubelet sets when it ends, or refuses, a whole pod."""
-    reason = _POD_REASONS.get(pod.reason)
+    # OutOfcpu, OutOfmemory, OutOfephemeral-storage, OutOf<device>, ...: its node had less left than the scheduler thought.
+    reason = Reason.EVICTED if pod.reason.startswith("OutOf") else _POD_REASONS.get(pod.reason)
     if reason is None:
         return "", ""
     return reason, f"pod {pod.name} on node {pod.node}: {pod.reason}: {pod.message}".rstrip(": ")
@@ -390,12 +398,12 @@ def overdue(pod: Pod, now: datetime) -> bool:
 
 def _failed_service(pod: Pod) -> tuple[str, str] | None:
     """A service that has ended while the job has not begun; kubelet would start it again and again."""
-    for name, state in pod.services.items():
+    for name, state in pod.before.items():
         ended = state.get("terminated") or state["last"].get("terminated")
-        if ended and not pod.job.keys() & {"running", "terminated"}:
+        if name.startswith(body.SERVICE) and ended and not pod.job.keys() & {"running", "terminated"}:
             message = (
-                f"service {name} ended with {ended.get('exitCode')} ({ended.get('reason', 'no reason')}) before it was ready, "
-                f"or was not ready in time. {_words(ended)}"
+                f"service {name[len(body.SERVICE) :]} ended with {ended.get('exitCode')} "
+                f"({ended.get('reason', 'no reason')}) before it was ready, or was not ready in time. {_words(ended)}"
             )
             return Reason.START_FAILED, message.rstrip()
     return None

@@ -266,6 +266,52 @@ def test_t13_a_wrapper_that_could_not_be_brought_for_lack_of_memory_is_its_own_r
     assert not outcome_of(seen).started
 
 
+@pytest.mark.parametrize(
+    ("code", "of_pod", "reason"),
+    [
+        (1, {}, "InitFailed"),
+        (137, {}, "InitFailed"),
+        (137, {"reason": "Evicted"}, "Evicted"),
+        (137, {"deleted": "2026-11-25T12:00:00Z"}, "ContainerGone"),
+        (1, {"deleted": "2026-11-25T12:00:00Z"}, "InitFailed"),
+        (0, {"reason": "OutOfephemeral-storage"}, "Evicted"),
+        (0, {"reason": "OutOfnvidia.com/gpu"}, "Evicted"),
+    ],
+)
+def test_a_container_that_a_webhook_has_added_and_that_fails_is_named(
+    code: int, of_pod: dict[str, Any], reason: str
+) -> None:
+    added = [
+        {"name": "istio-proxy", "state": {"terminated": {"exitCode": 3, "message": "ended with the pod"}}},
+        {"name": "istio-init", "state": {"terminated": {"exitCode": code, "message": "no iptables"}}},
+    ]
+    shown = pod(
+        phase="Failed",
+        initContainerStatuses=added,
+        containerStatuses=state(waiting={"reason": "PodInitializing"}),
+        **of_pod,
+    )
+    shown["spec"]["initContainers"] = [{"name": "istio-proxy", "restartPolicy": "Always"}, {"name": "istio-init"}]
+    seen = observe(pod_of(shown), NOW)
+    assert seen is not None
+    assert (seen.phase, seen.reason) == (Phase.FINISHED, reason)
+    if reason == "InitFailed":
+        assert f"istio-init of pod hf-a-1-0, which the cluster has added, ended with {code}" in seen.message
+        assert "no iptables" in seen.message
+
+
+def test_t09_an_image_of_a_container_that_a_webhook_has_added_is_missed_by_name() -> None:
+    waiting = {"reason": "ErrImagePull", "message": "istio/proxyv2: not found"}
+    added = [{"name": "istio-init", "state": {"waiting": waiting}}]
+    of_job = state(waiting={"reason": "PodInitializing"})
+    shown = pod_of(pod(phase="Pending", initContainerStatuses=added, containerStatuses=of_job))
+    seen, verdict = observe(shown, NOW), hopeless(shown, 0, 300, 60)
+    assert seen is not None
+    assert seen.message == "ErrImagePull: container istio-init: istio/proxyv2: not found"
+    assert verdict is not None
+    assert (verdict[0], "container istio-init" in verdict[1]) == ("ImagePull", True)
+
+
 def test_t05_a_node_that_vanished_with_its_pod_is_lost() -> None:
     gone = {
         "type": "DisruptionTarget",
