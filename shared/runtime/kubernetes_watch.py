@@ -211,6 +211,7 @@ class Pods:
                 "resourceVersion": self._version,
                 "timeoutSeconds": str(random.randint(240, 300)),  # noqa: S311 - many need not reconnect at once
             }
+            brought = False
             try:
                 async with self._api.request("GET", self._path, query=query, idle=self._idle) as response:
                     async for event in _events(response):
@@ -218,7 +219,10 @@ class Pods:
                             # A forgotten version is the server's daily bread: the first time the list is read at once.
                             await self._rest(0.0)
                             return
-                        self._pause = 0.0
+                        self._pause, brought = 0.0, True
+                if not brought:
+                    # As of a proxy that does not let answers last.
+                    await self._rest(SHORTEST_PAUSE)
             except ApiError as error:
                 _log.warning("watch refused, pods are listed again", status=error.status, error=str(error))
                 await self._rest(SHORTEST_PAUSE)
