@@ -393,7 +393,7 @@ def overdue(pod: Pod, now: datetime) -> bool:
     if pod.ending is None or pod.deleted is not None:
         return False
     patience = timedelta(seconds=pod.grace) + ENDING_PATIENCE if "running" in pod.job else STARTING_PATIENCE
-    return now > pod.ending + patience
+    return now - pod.ending > patience
 
 
 def _failed_service(pod: Pod) -> tuple[str, str] | None:

@@ -424,10 +424,9 @@ def test_a_stopped_pod_is_overdue_only_when_its_node_has_had_its_time() -> None:
     assert [overdue(pulling, NOW + timedelta(seconds=seconds)) for seconds in (0, 1, 3)] == [False, False, True]
     leaving = pod(phase="Running", notes=notes, deleted="2026-11-25T12:00:00Z")
     assert not overdue(pod_of(leaving), NOW + timedelta(hours=1))
-    by_hand = pod(
-        phase="Running", notes={body.ENDING_SINCE: "2026-11-25T12:00:00"}, containerStatuses=state(running={})
-    )
-    assert not overdue(pod_of(by_hand), NOW + timedelta(hours=1))
+    for written in ("2026-11-25T12:00:00", "9999-12-31T23:59:59Z"):
+        by_hand = pod(phase="Running", notes={body.ENDING_SINCE: written}, containerStatuses=state(running={}))
+        assert not overdue(pod_of(by_hand), NOW + timedelta(hours=1))
 
 
 @pytest.mark.parametrize(
