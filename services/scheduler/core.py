@@ -171,7 +171,10 @@ def _verdict(job: JobStatus, event: JobFinished) -> tuple[JobState, str, str]:
     state = JobState(event.state)
     if job.stopping and state in {JobState.CANCELLED, JobState.LOST, JobState.TIMED_OUT}:
         stopped = _STOPPED_STATES.get(Reason(job.stopping), JobState.CANCELLED)
-        return stopped, job.stopping, job.message or event.message
+        message = job.message or event.message
+        if job.stopping == Reason.PENDING_TIMEOUT and event.message:
+            message = f"{job.message} ({event.message})"  # the place knows what it has waited for
+        return stopped, job.stopping, message
     return state, event.reason, event.message
 
 

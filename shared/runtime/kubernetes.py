@@ -28,7 +28,17 @@ from shared.runtime.kubernetes_body import PodDefaults
 from shared.runtime.kubernetes_features import Features
 from shared.runtime.kubernetes_logs import Logs
 from shared.runtime.kubernetes_place import Namespaces, Tenancy
-from shared.runtime.kubernetes_read import Pod, hopeless, is_over, may_pass, observe, overdue, pod_of, trouble
+from shared.runtime.kubernetes_read import (
+    Pod,
+    hopeless,
+    is_over,
+    may_pass,
+    observe,
+    overdue,
+    pod_of,
+    trouble,
+    why_pending,
+)
 from shared.runtime.kubernetes_watch import IDLE, Pods
 from shared.runtime.protocol import ContainerSpec, Observation, Phase
 from shared.runtime.telling import Telling
@@ -124,9 +134,13 @@ class KubernetesRuntime:
         if error.status == 403 and not may_pass(str(error)):
             return PermanentError(text, reason=Reason.UNSUPPORTED)
         if error.status in {403, 404}:
-            # A quota that is used up, or a namespace or account that is missing.
-            self._namespaces.doubt(namespace)
+            self._doubt(namespace, error)
         return TemporaryError(text)
+
+    def _doubt(self, namespace: str, refusal: ApiError) -> None:
+        """The namespace or the account in it may be missing, or rights; where a quota is used up nothing is."""
+        if "exceeded quota" not in str(refusal):
+            self._namespaces.doubt(namespace)
 
     async def _create_secret(self, spec: ContainerSpec, pod: Pod) -> None:
         """Give the pod what it waits for, unless somebody has."""
@@ -179,7 +193,7 @@ class KubernetesRuntime:
         except ApiError as error:
             if error.reason == "AlreadyExists" or (error.status == 403 and await self._claimed(namespace, name)):
                 return False
-            self._namespaces.doubt(namespace)
+            self._doubt(namespace, error)
             raise TemporaryError(f"the cluster refuses the shared volume {name}: {error}") from error
         return True
 
@@ -193,7 +207,7 @@ class KubernetesRuntime:
         if pod is None or pod.vanishing or pod.deleted is not None or pod.ending is not None or is_over(pod, now):
             return
         seconds, running = max(1, math.ceil(grace)), "running" in pod.job
-        message = "killed when its time to end itself was over" if running else "stopped before it had started"
+        message = "killed when its time to end itself was over" if running else _why_not_begun(pod)
         if not pod.node or (running and seconds < pod.grace):
             # No node has it; or its node would wait longer, and this way its log may go with it.
             await self._end(pod, Reason.CANCELLED, message, seconds)
@@ -215,8 +229,9 @@ class KubernetesRuntime:
         if pod is None:
             return
         path, over = _path(pod), is_over(pod, self.api.now())
-        told = "terminated" in pod.job or pod.phase in {"Failed", "Succeeded"}
-        if pod.deleted is None or not told:  # else it goes with the release, and its Secret with it
+        # Nothing of it runs any more, or ever will: once it is deleted no node may have it.
+        idle = "terminated" in pod.job or pod.phase in {"Failed", "Succeeded"} or not pod.node
+        if pod.deleted is None or not idle:  # else it goes with the release, and its Secret with it
             if pod.secret and pod.ending is None:
                 # Not left to Kubernetes' garbage collector, which would do 20 a second; that is enough for what was stopped.
                 # A pod that is not of our making may have none, and the path without a name is that of all Secrets.
@@ -361,6 +376,11 @@ class KubernetesRuntime:
 
 class _MissingError(Exception):
     """There is no such object, or no longer that very one."""
+
+
+def _why_not_begun(pod: Pod) -> str:
+    why = why_pending(pod)
+    return "stopped before it had started" + (f": {why}" if why else "")
 
 
 def _path(pod: Pod) -> str:

@@ -182,7 +182,13 @@ async def test_t10_what_fits_on_no_node_says_why_and_can_be_stopped(kubernetes_p
                 await runtime.pods.changed(name, "", 0.2)
         assert seen.phase is Phase.PENDING
         await runtime.stop(name, 5)
-        assert (await watcher.until(name, Phase.FINISHED)).reason == "Cancelled"
+        end = await watcher.until(name, Phase.FINISHED)
+        assert end.reason == "Cancelled"
+        assert "didn't match" in end.message
+        before = writes(runtime)
+        await runtime.remove(name)
+        assert (before, writes(runtime)) == (4, 5)
+        await kubernetes_place.until_gone(name)
 
 
 async def test_t06_an_evicted_job_is_told_as_evicted(kubernetes_place, both):
@@ -581,6 +587,7 @@ async def test_a_quota_of_the_cluster_delays_and_fails_nothing(kubernetes_place)
                 with contextlib.suppress(TemporaryError):
                     await runtime.start(spec(second, "true"))
                     break
+        assert runtime.api.counted["PATCH", "namespaces"] == 1, "what is there was made again"
         assert (await watcher.until(second, Phase.FINISHED)).exit_code == 0
         await runtime.remove(second)
         await place.cluster("DELETE", f"/api/v1/namespaces/{place.installation}")

@@ -45,6 +45,10 @@ stages:
     fetch: [{artifact: app, from: unit, path: in}]
     script: cat in/dist/app.txt
 """
+NOWHERE = """
+name: nowhere
+stages: [{name: s, jobs: {a: {script: 'true', pending_timeout: 5s, options: {node_selector: {disk: golden}}}}}]
+"""
 PAUSED = """
 name: paused
 stages:
@@ -88,6 +92,7 @@ def _on_kubernetes(request: pytest.FixtureRequest, s3: S3Address) -> dict[str, s
         "runtime_kind": "kubernetes", "runtime_default_image": cluster.image("job:1"),
         "kubernetes_kubeconfig": str(cluster.kubeconfig), "kubernetes_namespace": "hubflow-test-main-line",
         "kubernetes_wrapper_image": cluster.image("wrapper:1"), "kubernetes_shared_class": SHARED_CLASS,
+        "kubernetes_allow": "node_selector=disk",
         "s3_job_endpoint": f"http://{NODE_ADDRESS}:{s3.endpoint.rpartition(':')[2]}",
     }  # fmt: skip
 
@@ -115,6 +120,18 @@ async def test_a_workflow_with_outputs_and_an_artifact(system: System) -> None:
     assert await system.log_of(run, "second") == "built\n"
     job = await system.api("GET", f"/api/v1/runs/{run}/jobs/unit")
     assert job["outputs"] == {"COUNT": "42"}
+
+
+async def test_t10_a_job_that_fits_on_no_node_fails_with_the_clusters_words(
+    system: System, runtime: dict[str, str]
+) -> None:
+    if runtime.get("runtime_kind") != "kubernetes":
+        pytest.skip("only a cluster chooses nodes")
+    run = await system.start_run(await system.apply(NOWHERE))
+    await system.wait(run)
+    job = await system.api("GET", f"/api/v1/runs/{run}/jobs/a")
+    assert job["reason"] == "PendingTimeout"
+    assert "nodes are available" in job["message"]
 
 
 async def test_a_pause_is_approved_by_its_link(system: System) -> None:

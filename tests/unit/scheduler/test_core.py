@@ -284,8 +284,10 @@ def test_t10_a_job_that_does_not_start_in_time_fails_and_gives_its_place_back() 
     world.send(JobSubmitted(**world.place(("s", "a", 1)), container="c"))
     world.wait(601)
     assert world.stop_is_wanted(("s", "a", 1))
-    finish(world, "a", "cancelled", started=False)
+    finish(world, "a", "cancelled", started=False, message="0/3 nodes are available")
     assert (world.run.jobs["a"].state, world.run.jobs["a"].reason) == ("failed", Reason.PENDING_TIMEOUT)
+    assert "within 600 s" in world.run.jobs["a"].message
+    assert "0/3 nodes are available" in world.run.jobs["a"].message
     assert not world.run.jobs["a"].state.active
 
 
