@@ -9,8 +9,8 @@ For `node_selector` and `tolerations` the values are keys. Anything that is not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from shared.errors import PermanentError
@@ -29,6 +29,8 @@ class Offer:
     types: Mapping[str, type]
     free: Mapping[str, frozenset[str]]
     """Values that take nothing from anybody, so that they are always allowed; empty: any value."""
+    checks: Mapping[str, Callable[[Any], None]] = field(default_factory=dict)
+    """Raise ValueError for a value of the right type that can be none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,11 @@ class Allowed:
             if not isinstance(value, kind):
                 text = f"option {option!r} must be a {_WORDS[kind]}, not {value!r}"
                 raise PermanentError(text, reason=Reason.BAD_INPUT)
+            if check := self.offer.checks.get(option):
+                try:
+                    check(value)
+                except ValueError as error:
+                    raise PermanentError(f"option {option!r}: {error}", reason=Reason.BAD_INPUT) from error
             self._check_values(option, _asked(option, value))
 
     def _check_values(self, option: str, asked: list[str]) -> None:

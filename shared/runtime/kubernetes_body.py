@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from shared.errors import PermanentError
+from shared.oci.reference import parse_reference
 from shared.runtime.protocol import ContainerSpec, Resources, ServiceSpec
 from shared.states import Reason
 
@@ -22,6 +23,8 @@ INSTALLATION = f"{DOMAIN}/installation"
 """Label: whose pod this is, among several Hubflows on one cluster."""
 TENANT = f"{DOMAIN}/tenant"
 RUN = f"{DOMAIN}/run"
+OS = "kubernetes.io/os"
+"""Label of nodes. Among them may be some with Windows, where no job could start."""
 NOTE = f"label.{DOMAIN}/"
 """Prefix of annotations that hold the spec's labels: labels of Kubernetes are short and of few characters (T50)."""
 FINALIZER = f"{DOMAIN}/outcome"
@@ -140,7 +143,7 @@ def pod(spec: ContainerSpec, defaults: PodDefaults, secret_name: str, *, shared_
         ],
         "containers": [_job(spec, defaults, shared=bool(shared_claim))],
         "volumes": _volumes(defaults, secret_name, shared_claim),
-        "nodeSelector": {**defaults.node_selector, **options.get("node_selector", {})},
+        "nodeSelector": {OS: "linux", **defaults.node_selector, **options.get("node_selector", {})},
         "tolerations": [*_lost(defaults), *defaults.tolerations, *options.get("tolerations", [])],
         "imagePullSecrets": [{"name": name} for name in defaults.pull_secrets],
     }
@@ -355,12 +358,16 @@ def _document(spec: ContainerSpec, message_limit: int) -> dict[str, Any]:
 
 
 def _pull_config(accounts: list[tuple[str, Mapping[str, str]]]) -> bytes:
-    auths = {}
+    """A registry's first account is that of its host; another is that of its image's repository, which kubelet prefers."""
+    auths: dict[str, Mapping[str, str]] = {}
     for image, auth in accounts:
         first, slash, _ = image.partition("/")
         named = slash and ("." in first or ":" in first or first == "localhost")
         account = base64.b64encode(f"{auth['username']}:{auth['password']}".encode()).decode()
-        auths[first if named else "https://index.docker.io/v1/"] = {**auth, "auth": account}
+        entry = {**auth, "auth": account}
+        if auths.setdefault(first if named else "https://index.docker.io/v1/", entry) != entry:
+            reference = parse_reference(image)
+            auths[f"{reference.registry}/{reference.repository}"] = entry
     return json.dumps({"auths": auths}).encode()
 
 

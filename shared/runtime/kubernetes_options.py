@@ -4,9 +4,57 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 from typing import Any
 
 from shared.runtime.allowed import Offer
+
+_LABEL = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
+_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?([KMGTPE]i|[mkMGTPE]|[eE][0-9]+)?")
+_TOLERATION = {
+    "key": str,
+    "operator": ("Exists", "Equal"),
+    "value": str,
+    "effect": ("NoSchedule", "PreferNoSchedule", "NoExecute"),
+    "tolerationSeconds": int,
+}
+"""Fields of a toleration: the type, or the words."""
+
+
+def _check_node_selector(selector: dict[Any, Any]) -> None:
+    for key, value in selector.items():
+        _check_text(key, f"the key {key!r}")
+        _check_text(value, f"{key} is {value!r}")
+        if not _LABEL.fullmatch(value):
+            raise ValueError(f"{key}: {value!r} cannot be a label's value (63 letters, digits, '-', '_' and '.')")
+
+
+def _check_text(value: object, what: str) -> None:
+    if not isinstance(value, str):
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        raise ValueError(f'{what}, and must be a text: write "{text}"')  # noqa: TRY004 - a workflow's
+
+
+def _check_tolerations(tolerations: list[Any]) -> None:
+    for each in tolerations:
+        if not isinstance(each, dict):
+            raise ValueError(f"{each!r} must be a map with {', '.join(_TOLERATION)}")  # noqa: TRY004 - a workflow's
+        for name, value in each.items():
+            kind = _TOLERATION.get(name)
+            if kind is None:
+                raise ValueError(f"a toleration has no {name!r}, only: {', '.join(_TOLERATION)}")
+            if kind is str:
+                _check_text(value, f"{name} is {value!r}")
+            elif kind is int and (isinstance(value, bool) or not isinstance(value, int)):
+                raise ValueError(f"{name} must be a whole number of seconds, not {value!r}")
+            elif isinstance(kind, tuple) and value not in kind:
+                raise ValueError(f"{name} must be one of {', '.join(kind)}, not {value!r}")
+
+
+def _check_quantity(amount: str) -> None:
+    if not _QUANTITY.fullmatch(amount):
+        raise ValueError(f'{amount!r} is no amount: write for example "2Gi"')
+
 
 OFFER = Offer(
     runtime="kubernetes",
@@ -20,6 +68,11 @@ OFFER = Offer(
         "read_only_root": bool,
     },
     free={"read_only_root": frozenset()},
+    checks={
+        "node_selector": _check_node_selector,
+        "tolerations": _check_tolerations,
+        "ephemeral_storage": _check_quantity,
+    },
 )
 """What workflows may ask for."""
 CREDENTIALS = (

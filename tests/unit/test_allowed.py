@@ -47,6 +47,37 @@ def test_t89_only_listed_values_are_allowed() -> None:
         assert words in refusal("network=shop|stock" if offer is DOCKER else "", options, offer)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"node_selector": {"gpu": True}}, 'gpu is True, and must be a text: write "true"'),
+        ({"node_selector": {"zone": 2}}, 'write "2"'),
+        ({"node_selector": {"pool": "two words"}}, "cannot be a label's value"),
+        ({"tolerations": ["gpu"]}, "must be a map"),
+        ({"tolerations": [{"keys": "gpu"}]}, "no 'keys', only: key, operator"),
+        ({"tolerations": [{"key": "gpu", "value": True}]}, 'write "true"'),
+        ({"tolerations": [{"key": "gpu", "operator": "exists"}]}, "operator must be one of Exists, Equal"),
+        ({"tolerations": [{"key": "gpu", "effect": "NoRun"}]}, "effect must be one of NoSchedule"),
+        ({"tolerations": [{"key": "gpu", "tolerationSeconds": "5"}]}, "whole number of seconds"),
+        ({"ephemeral_storage": "2 GB"}, "no amount"),
+    ],
+)
+def test_what_kubernetes_would_refuse_is_told_when_the_workflow_is_applied(options: dict[str, Any], words: str) -> None:
+    assert words in refusal("node_selector, tolerations, ephemeral_storage", options, KUBERNETES)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"node_selector": {"gpu": "true", "any": ""}},
+        {"tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}]},
+        *({"ephemeral_storage": amount} for amount in ("2Gi", "500M", "1.5Gi", "1e9", "1000")),
+    ],
+)
+def test_what_kubernetes_takes_is_not_refused(options: dict[str, Any]) -> None:
+    assert refusal("node_selector, tolerations, ephemeral_storage", options, KUBERNETES) == ""
+
+
 def test_all_wrong_settings_are_told_at_once() -> None:
     environment = {
         "HUBFLOW_RUNTIME_KIND": "kubernets", "HUBFLOW_RUNTIME_DOCKER_ALLOW": "privileged", "HUBFLOW_LOG_LEVEL": "loud",

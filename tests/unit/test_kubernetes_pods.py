@@ -20,6 +20,7 @@ from cli.serving import load_services
 from services.status_watcher.core import outcome_of, overflowed
 from shared.config import load
 from shared.errors import ConfigurationError, PermanentError
+from shared.oci import credentials_for, parse_reference
 from shared.runtime import docker_body
 from shared.runtime import kubernetes_body as body
 from shared.runtime.allowed import Allowed
@@ -109,6 +110,32 @@ def test_all_that_a_secret_holds_counts_against_what_kubernetes_takes() -> None:
     with pytest.raises(PermanentError, match=f"has [0-9]+ bytes, and Kubernetes takes {body.SECRET_LIMIT}") as refused:
         body.secret_data(dataclasses.replace(fits, registry_auth=account))
     assert refused.value.reason == "BadInput"
+
+
+def test_two_accounts_of_one_registry_keep_their_images() -> None:
+    """By the rule of kubelet, which is that of `credentials_for`: the longest path wins."""
+    one, other, third = ({"username": name, "password": "p"} for name in ("one", "other", "third"))
+    services = (
+        ServiceSpec("db", "hub.test:5000/b/pg:16", registry_auth=other),
+        ServiceSpec("again", "hub.test:5000/c/pg:16", registry_auth=one),
+        ServiceSpec("cache", "acme/redis", registry_auth=third),
+        ServiceSpec("queue", "rabbitmq:4", registry_auth=other),
+    )
+    spec = ContainerSpec("hf-a-1-0", "hub.test:5000/a/tool:1", {}, {}, registry_auth=one, services=services)
+    config = body.secret_data(spec)[".dockerconfigjson"].decode()
+    for image, auth in (("hub.test:5000/a/tool:1", one), *((each.image, each.registry_auth) for each in services[:2])):
+        assert credentials_for(config, parse_reference(image)) == auth
+    accounts = {key: entry["username"] for key, entry in json.loads(config)["auths"].items()}
+    assert accounts["https://index.docker.io/v1/"] == "third"
+    assert accounts["docker.io/library/rabbitmq"] == "other"
+
+
+def test_pods_run_on_linux_unless_the_operator_says_otherwise() -> None:
+    spec = ContainerSpec("hf-a-1-0", "", {}, {})
+    for own, expected in (({}, "linux"), ({body.OS: "talos"}, "talos")):
+        defaults = body.PodDefaults("here", "job:1", "wrapper:1", node_selector={"pool": "jobs", **own})
+        selector = body.pod(spec, defaults, "secret-name")["spec"]["nodeSelector"]
+        assert selector == {"pool": "jobs", body.OS: expected}
 
 
 def test_a_pod_without_services_is_as_it_was() -> None:
