@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -26,6 +26,7 @@ from services.executor.transfers import overflow_of, transfers_of
 from services.executor.turns import Turns
 from shared import object_keys
 from shared.batching import Batcher
+from shared.bus.handling import note_begun
 from shared.bus.protocol import Message
 from shared.clock import Clock
 from shared.db.database import Database
@@ -126,29 +127,33 @@ class NotYetError(TemporaryError):
         self.container = container
 
 
-async def on_job_ready(event: JobReady, context: Context) -> None:
-    """Start the attempt's container, unless it must not start any more."""
+async def on_job_ready(event: JobReady, context: Context, begun: Callable[[], None] = lambda: None) -> None:
+    """Start the attempt's container, unless it must not start any more. `begun` is called when its first turn has come."""
     container = container_name(str(event.run), event.job, event.attempt)
     if container in context.starting:
         return  # a reminder; the message that is being worked on is not acknowledged before this start is over
     context.starting.add(container)
     try:
-        await _bring_up(event, container, context)
+        await _bring_up(event, container, context, begun)
     except PermanentError as error:
         await _record(event, _failed(container, error), context)
     finally:
         context.starting.discard(container)
 
 
-async def _bring_up(event: JobReady, container: str, context: Context) -> None:
+async def _bring_up(event: JobReady, container: str, context: Context, begun: Callable[[], None]) -> None:
     """Try to start it for as long as our patience lasts."""
     loop = asyncio.get_running_loop()
     patience = loop.time() + context.settings.patience_seconds
     spec: ContainerSpec | None = None
+    first = True
     while True:
         # A turn for each try: what waits for its image lets others go before.
         last = patience - context.settings.start_seconds
         async with context.turns.taken(event.tenant, max(SHORTEST_WAIT, last - loop.time())):
+            if first:
+                begun()
+                first = False
             # The deadline counts from before the claim: what comes later may meet another attempt to start, or to stop.
             deadline = _Deadline.of(context)
             claiming = store.Claiming(container)
@@ -439,9 +444,15 @@ async def handle(message: Message, context: Context) -> None:
     keys = {"tenant": event.tenant, "run": str(event.run), "event": str(event.id)}
     if isinstance(event, JobEvent):
         keys |= {"job": event.job, "attempt": str(event.attempt)}
+    begun = partial(note_begun, CONSUMER, message)
     with bound(keys):
         try:
-            await HANDLERS[type(event)](event, context)
+            handler = HANDLERS[type(event)]
+            if isinstance(event, JobReady):
+                handler = partial(handler, begun=begun)  # it waits for its turn before
+            else:
+                begun()
+            await handler(event, context)
         except NotYetError as error:
             # What has begun may end before the next reminder, and then there would be none; but its start must be told
             # all the same (see `_after_refused_claim`).

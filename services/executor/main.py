@@ -24,7 +24,7 @@ async def open_executor(host: Host, settings: ExecutorSettings) -> AsyncIterator
         )  # fmt: skip
         consumer = Consumer(
             CONSUMER, TOPICS[CONSUMER], functools.partial(handle, context=context),
-            concurrency=settings.concurrency + IN_HAND,
+            concurrency=settings.concurrency + IN_HAND, says_when_begun=True,
         )  # fmt: skip
         yield Parts(consumers=[consumer], leave=context.turns.close)
 

@@ -21,7 +21,7 @@ close the channel (T72)."""
 OUTAGE_DELAYS = 2
 """While a server is away the second of the usual delays is taken, again and again: 5 seconds."""
 _AGE = Histogram(
-    "hubflow_event_age_seconds", "How old an event is when its handler is called for the first time", ["queue"],
+    "hubflow_event_age_seconds", "How old an event is when work on it begins for the first time", ["queue"],
     buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000),
 )  # fmt: skip
 """By it one sees that a service needs more replicas (k8s/components/autoscaling)."""
@@ -44,8 +44,8 @@ _HANDLED = Verdict()
 
 async def handle(consumer: Consumer, message: Message) -> Verdict:
     """Call the handler and translate what it raised. Raises nothing but CancelledError."""
-    if message.tries == 1 and message.id.version == 7:  # whose first 48 bits are the milliseconds of its making
-        _AGE.labels(consumer.name).observe(max(0.0, time.time() - (message.id.int >> 80) / 1000))
+    if not consumer.says_when_begun:
+        note_begun(consumer.name, message)
     try:
         async with asyncio.timeout(HANDLER_TIMEOUT):
             await consumer.handler(message)
@@ -66,6 +66,12 @@ async def handle(consumer: Consumer, message: Message) -> Verdict:
             _log.exception("handler failed", queue=consumer.name, topic=message.topic, event_id=str(message.id))
         return _again(consumer, message, f"{type(error).__name__}: {_text(error)}", None)
     return _HANDLED
+
+
+def note_begun(queue: str, message: Message) -> None:
+    """Work on this message begins: note how old it is, unless this has been tried before."""
+    if message.tries == 1 and message.id.version == 7:  # whose first 48 bits are the milliseconds of its making
+        _AGE.labels(queue).observe(max(0.0, time.time() - (message.id.int >> 80) / 1000))
 
 
 def _again(consumer: Consumer, message: Message, reason: str, delay: float | None) -> Verdict:

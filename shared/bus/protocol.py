@@ -58,6 +58,8 @@ class Consumer:
     concurrency: int = 64
     """How many messages one member handles at a time; also the prefetch."""
     retry_delays: Sequence[float] = field(default=RETRY_DELAYS)
+    says_when_begun: bool = False
+    """Its handler lets messages wait, and calls `handling.note_begun` itself when the wait of one is over."""
 
 
 class Listening(Protocol):

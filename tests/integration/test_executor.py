@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from services.executor import handlers
 from services.executor.components import Components
@@ -327,6 +328,30 @@ async def test_t59_starts_that_hang_hold_up_neither_stops_nor_for_long_other_job
         stop = await house.stop(plain)
         await house.host.bus.publish(Message(stop.id, stop.topic, encode(stop)))
         await house.finished(plain)
+        await house.host.bus.close()
+
+
+async def test_the_age_of_a_start_is_how_long_it_has_waited_for_its_turn(house: House) -> None:
+    """By it one sees that there are too few executors: nothing waits in the broker that fits into their hands."""
+
+    def noted() -> float:
+        return REGISTRY.get_sample_value("hubflow_event_age_seconds_count", {"queue": CONSUMER}) or 0.0
+
+    ready, before = await house.ready(await house.run(SIMPLE), "hello"), noted()
+    async with open_executor(house.host, ExecutorSettings(concurrency=1)) as parts, watching(house):
+        turns = parts.consumers[0].handler.keywords["context"].turns  # type: ignore[attr-defined]
+        async with turns.taken("other", 10.0):
+            await house.host.bus.consume(parts.consumers[0])
+            told = house.host.bus.publish(Message(ready.id, ready.topic, encode(ready)))
+
+            async def waits() -> bool:
+                return bool(turns._waiting)
+
+            await until(waits)
+            assert noted() == before
+        await asyncio.wait_for(told, 20)
+        assert noted() == before + 1
+        await house.finished(ready)
         await house.host.bus.close()
 
 
