@@ -23,9 +23,10 @@ MANAGING = (
         for kind in ("namespaces", "serviceaccounts", "networkpolicies", "resourcequotas", "limitranges")
         for verb in ("create", "patch")
     ),
-    "get resourcequotas",
+    *(f"{verb} {kind}" for kind in ("resourcequotas", "limitranges") for verb in ("get", "delete")),
 )
-"""The executor's, where it makes namespaces itself: what it applies it patches, and creates if it is not there."""
+"""The executor's, where it makes namespaces itself: what it applies it patches, and creates if it is not there. What is not set
+any more it deletes."""
 EVERYWHERE = ("list pods", "list persistentvolumeclaims")
 """The executor's, where each tenant has a namespace: it looks for what it is to end without knowing in which."""
 OWN = ("create pods", "get pods", "delete pods")

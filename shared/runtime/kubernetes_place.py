@@ -1,7 +1,8 @@
 """The namespaces that jobs run in: made when a tenant's first job comes, and put right again every few minutes.
 
-One for all tenants, or one for each. All of it is applied (server-side), so what somebody has changed is changed back, and what
-somebody has deleted comes again. Where we may not do that, the operator makes the namespaces and says so by a setting.
+One for all tenants, or one for each. All of it is applied (server-side), so what somebody has changed is changed back, what
+somebody has deleted comes again, and what is not set any more goes. Where we may not do that, the operator makes the namespaces
+and says so by a setting.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.errors import TemporaryError
+from shared.log import get_logger
 from shared.runtime import kubernetes_body as body
 from shared.runtime.kubernetes_api import APPLY, Api, ApiError
 from shared.runtime.kubernetes_options import CREDENTIALS
@@ -25,6 +27,7 @@ AGAIN = 300.0
 COUNTED_WITHIN = 10.0
 """Seconds that the cluster has for the first count of a quota."""
 _MANAGER = "hubflow"
+_log = get_logger("runtime")
 _EVERYWHERE = {"0.0.0.0/0", "::/0"}
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -39,9 +42,9 @@ class Tenancy:
     manage: bool = True
     """We make the namespaces and what is in them; otherwise the operator does."""
     quota: Mapping[str, str] = field(default_factory=dict)
-    """`hard` of each namespace's ResourceQuota; empty: none."""
+    """`hard` of each namespace's ResourceQuota; empty: none, and one of ours is deleted."""
     limits: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """LimitRange for containers: `default`, `defaultRequest`, `max`; empty: none."""
+    """LimitRange for containers: `default`, `defaultRequest`, `max`; empty: none, and one of ours is deleted."""
     egress: tuple[str, ...] = ("0.0.0.0/0", "::/0")
     """Where jobs may connect to; nobody connects to them."""
     egress_except: tuple[str, ...] = CREDENTIALS
@@ -133,7 +136,10 @@ class Namespaces:
         level = {"pod-security.kubernetes.io/enforce": self._tenancy.security}
         try:
             await self._apply(f"/api/v1/namespaces/{name}", "v1", "Namespace", name, labels=marks | level)
-            await asyncio.gather(*(self._apply_in(name, marks, part) for part in self._parts()))
+            await asyncio.gather(
+                *(self._apply_in(name, marks, part) for part in self._parts()),
+                *(self._take_back(name, plural) for plural in self._unset()),
+            )
             if self._tenancy.quota:
                 await self._counted(name)
         except ApiError as error:
@@ -175,6 +181,24 @@ class Namespaces:
             limits = {"type": "Container", **tenancy.limits}
             parts.append(("v1", "limitranges", "LimitRange", {"spec": {"limits": [limits]}}))
         return parts
+
+    def _unset(self) -> list[str]:
+        """What a namespace may have of an earlier setting, and has no more."""
+        settings = {"resourcequotas": self._tenancy.quota, "limitranges": self._tenancy.limits}
+        return [plural for plural, setting in settings.items() if not setting]
+
+    async def _take_back(self, namespace: str, plural: str) -> None:
+        """Delete what we have made; what the operator has made by that name stays."""
+        path = f"/api/v1/namespaces/{namespace}/{plural}/hubflow-jobs"
+        try:
+            found = await self._api.call("GET", path)
+            if (found["metadata"].get("labels") or {}).get(body.INSTALLATION) == body.label(self._installation):
+                await self._api.call("DELETE", path)
+        except ApiError as error:
+            if error.status == 403:  # rights of before this was done
+                _log.warning("what is not set any more may still be there", path=path, error=str(error))
+            elif error.status != 404:
+                raise
 
     async def _apply_in(
         self, namespace: str, marks: Mapping[str, str], part: tuple[str, str, str, Mapping[str, Any]]

@@ -57,11 +57,19 @@ async def test_rights_that_the_executor_has_for_namespaces_of_tenants_and_each_t
     try:
         assert await until(finding, State.OK)
         role["rules"] = [
-            {**rule, "verbs": verbs} for rule in role["rules"] if (verbs := [*{*rule["verbs"]} - {"create", "list"}])
+            {**rule, "verbs": verbs}
+            for rule in role["rules"]
+            if (verbs := [*{*rule["verbs"]} - {"create", "list", "delete"}])
         ]
         await api.call("PUT", f"{RBAC}/clusterroles/{name}", body=role)
         refused = await until(finding, State.FAILED)
-        for right in ("create namespaces", "create limitranges", "list pods", "list persistentvolumeclaims"):
+        for right in (
+            "create namespaces",
+            "create limitranges",
+            "delete limitranges",
+            "list pods",
+            "list persistentvolumeclaims",
+        ):
             assert right in refused.message
     finally:
         await api.call("DELETE", f"{RBAC}/clusterrolebindings/{name}")

@@ -574,6 +574,23 @@ async def test_each_tenant_has_a_namespace_that_is_put_right_again(kubernetes_pl
             await kubernetes_place.cluster("DELETE", f"/api/v1/namespaces/{space}")
 
 
+async def test_what_the_operator_does_not_set_any_more_goes_unless_it_is_his_own(kubernetes_place):
+    place = dataclasses.replace(kubernetes_place, installation=f"{kubernetes_place.installation}-u")
+    tenancy = {"quota": {"pods": "7"}, "limits": {"default": {"memory": "1Gi"}}}
+    async with watched(place, tenancy=tenancy) as (before, _):
+        name = await before._namespaces.ready("t1")
+    parts = [f"/api/v1/namespaces/{name}/{plural}" for plural in ("resourcequotas", "limitranges")]
+    async with watched(place) as (runtime, _):
+        await runtime._namespaces.ready("t1")
+        assert [(await place.cluster("GET", part))["items"] for part in parts] == [[], []]
+        own = {"metadata": {"name": "hubflow-jobs"}, "spec": {"hard": {"pods": "9"}}}
+        await place.cluster("POST", parts[0], body=own)
+        runtime._namespaces.doubt(name)
+        await runtime._namespaces.ready("t1")
+        assert await place.cluster("GET", f"{parts[0]}/hubflow-jobs")
+    await place.cluster("DELETE", f"/api/v1/namespaces/{name}")
+
+
 async def test_a_quota_of_the_cluster_delays_and_fails_nothing(kubernetes_place):
     place = dataclasses.replace(kubernetes_place, installation=f"{kubernetes_place.installation}-q")
     async with watched(place, tenancy={"quota": {"pods": "1"}}) as (runtime, watcher):
