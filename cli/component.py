@@ -175,9 +175,8 @@ async def _local_label(image: str) -> ComponentLabel:
 
 @asynccontextmanager
 async def _runtime() -> AsyncIterator[Runtime]:
-    from cli.component_image import engine_host
     from shared.runtime.select import config_of, open_runtime
-    from shared.settings import RuntimeSettings
+    from shared.settings import RuntimeSettings, engine_host
 
     settings = RuntimeSettings(kind="docker", docker_host=engine_host(os.environ), installation=_INSTALLATION)
     runtime = await open_runtime(config_of(settings))

@@ -11,8 +11,6 @@ from urllib.parse import quote
 
 from shared.errors import UserError
 
-_DEFAULT_ENGINE = "unix:///var/run/docker.sock"
-
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
@@ -36,14 +34,10 @@ def _words(value: Any) -> tuple[str, ...]:
     return tuple(str(word) for word in value) if isinstance(value, list) else ()
 
 
-def engine_host(environment: Mapping[str, str]) -> str:
-    """Address of this machine's container engine."""
-    return environment.get("HUBFLOW_RUNTIME_DOCKER_HOST") or environment.get("DOCKER_HOST") or _DEFAULT_ENGINE
-
-
 async def from_engine(reference: str) -> ImageFacts:
     """Raises UserError if the engine has no such image, TemporaryError if none answers."""
     from shared.runtime.engine import Engine, EngineError
+    from shared.settings import engine_host
 
     engine = Engine(engine_host(os.environ))
     try:

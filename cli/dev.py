@@ -110,13 +110,15 @@ def _prepare_folder(wanted: Path) -> Path:
 
 
 async def _start(stack: AsyncExitStack, state: Path, wish: Wish) -> Dev:
+    from shared.settings import engine_host
+
     first = not (state / "postgres" / "data").exists()
     inherited = _inherited(wish)
     _check_wish(wish, inherited)
     loading = asyncio.create_task(asyncio.to_thread(load_services, wish.services))  # slow; the servers start meanwhile
     try:
         database_url, s3 = await _open_servers(stack, state, wish)
-        docker_host = inherited.get("HUBFLOW_RUNTIME_DOCKER_HOST") or os.environ.get("DOCKER_HOST") or _usual_socket()
+        docker_host = engine_host(inherited)
         kind = await _runtime_kind(wish.runtime, docker_host)
         port = wish.port if wish.port is not None else _port(stack, state)
         bridge = await _open_bridge(stack, kind, docker_host, s3.endpoint, port)
@@ -238,12 +240,6 @@ def _take_port(stack: AsyncExitStack, port: int, *, again: bool = False) -> bool
 
 
 # the runtime, and the way back from its containers
-
-
-def _usual_socket() -> str:
-    from shared.runtime.select import DOCKER_HOST
-
-    return DOCKER_HOST
 
 
 async def _runtime_kind(wanted: str, docker_host: str) -> str:

@@ -38,6 +38,7 @@ from shared.settings import (
     KubernetesSettings,
     ObjectsSettings,
     RuntimeSettings,
+    engine_host,
     process_name,
     require_for_pods,
 )
@@ -269,7 +270,7 @@ async def _open_host(
         from shared.runtime.select import config_of, open_runtime
 
         docker_key = host.vault.derived_key("job documents of containers")
-        host._runtime = await open_runtime(config_of(runtime_settings, cluster, docker_key))
+        host._runtime = await open_runtime(config_of(runtime_settings, cluster, docker_key, engine_host(environment)))
         stack.push_async_callback(host._runtime.close)
     return host
 

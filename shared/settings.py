@@ -24,6 +24,7 @@ KINDS = ("auto", "process", "docker", "kubernetes")
 DEFAULT_INSTALLATION = "default"
 IMAGE_VOLUMES = {"auto": None, "true": True, "false": False}
 """Whether pods mount the wrapper's image; None: to be found out."""
+USUAL_ENGINE = "unix:///var/run/docker.sock"
 PULLS = ("missing", "checked", "always")
 """When a node or engine asks the registry for an image that a workflow names."""
 
@@ -201,6 +202,11 @@ class KubernetesSettings:
                 problems.append(f"HUBFLOW_KUBERNETES_{name.upper()}: {error}")
         if problems:
             raise ValueError("\n".join(problems))
+
+
+def engine_host(environment: Mapping[str, str]) -> str:
+    """Address of the container engine: Hubflow's own setting, else where all tools look."""
+    return environment.get("HUBFLOW_RUNTIME_DOCKER_HOST") or environment.get("DOCKER_HOST") or USUAL_ENGINE
 
 
 def require_for_pods(settings: KubernetesSettings, installation: str) -> None:

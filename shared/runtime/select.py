@@ -14,9 +14,8 @@ from shared.runtime.docker_body import OFFER as DOCKER_OFFER
 from shared.runtime.process import ProcessRuntime
 from shared.runtime.protocol import Runtime
 from shared.runtime.wrapper import binary_for
-from shared.settings import KINDS, KubernetesSettings, RuntimeSettings
+from shared.settings import KINDS, USUAL_ENGINE, KubernetesSettings, RuntimeSettings
 
-DOCKER_HOST = "unix:///var/run/docker.sock"
 ANSWER_WITHIN = 1.0
 """Seconds that `auto` waits for a container engine."""
 _log = get_logger("runtime")
@@ -34,8 +33,8 @@ class RuntimeConfig:
     """Folder of the process runtime; the same for all services. Short paths: nothing below it is a socket."""
     installation: str = "default"
     """Separates several Hubflows on one engine or cluster."""
-    docker_host: str = ""
-    """unix:///path, tcp://host:port or https://host:port; "" for the usual socket."""
+    docker_host: str = USUAL_ENGINE
+    """unix:///path, tcp://host:port or https://host:port."""
     docker_certificates: Path | None = None
     """Folder with ca.pem, cert.pem and key.pem, if the engine wants TLS."""
     docker_key: bytes | None = field(default=None, repr=False)
@@ -54,16 +53,19 @@ class RuntimeConfig:
 
 
 def config_of(
-    settings: RuntimeSettings, kubernetes: KubernetesSettings | None = None, docker_key: bytes | None = None
+    settings: RuntimeSettings,
+    kubernetes: KubernetesSettings | None = None,
+    docker_key: bytes | None = None,
+    docker_host: str = USUAL_ENGINE,
 ) -> RuntimeConfig:
-    """The same as a process's settings have it, with what is left out filled in."""
+    """The same as a process's settings have it, with what is left out filled in. `docker_host`: if the settings name none."""
     built = Path(__file__).resolve().parents[2] / "wrapper" / "bin"
     return RuntimeConfig(
         kind=settings.kind,
         wrapper_path=Path(settings.wrapper) if settings.wrapper else built,
         process_root=Path(settings.process_root or "hubflow-jobs").absolute(),
         installation=settings.installation,
-        docker_host=settings.docker_host,
+        docker_host=settings.docker_host or docker_host,
         docker_certificates=Path(settings.docker_certificates) if settings.docker_certificates else None,
         docker_key=docker_key,
         docker_allowed=Allowed.parse(settings.docker_allow, DOCKER_OFFER),
@@ -108,7 +110,7 @@ async def _docker_if_there(config: RuntimeConfig) -> Runtime | None:
 
 def _docker(config: RuntimeConfig) -> DockerRuntime:
     return DockerRuntime(
-        config.docker_host or DOCKER_HOST,
+        config.docker_host,
         config.wrapper_path,
         config.installation,
         certificates=config.docker_certificates,

@@ -1,4 +1,4 @@
-"""/readyz of processes whose object storage is away, or slow."""
+"""/readyz of processes whose object storage or engine is away, or slow."""
 
 from __future__ import annotations
 
@@ -83,3 +83,21 @@ async def test_the_api_stays_ready_and_says_what_is_missing(
         answer = await ready(served)
         assert answer.status == 200
         assert "object storage does not answer" in answer.body["checks"]["objects"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "asked"),
+    [
+        ({"DOCKER_HOST": "unix:///nowhere/usual.sock"}, "/nowhere/usual.sock"),
+        (
+            {"DOCKER_HOST": "unix:///nowhere/usual.sock", "HUBFLOW_RUNTIME_DOCKER_HOST": "unix:///nowhere/own.sock"},
+            "/nowhere/own.sock",
+        ),
+    ],
+)
+async def test_the_engine_is_where_the_setting_or_else_docker_host_says(
+    database: str, s3: S3Address, wire: Proxy, tmp_path: Path, variables: dict[str, str], asked: str
+) -> None:
+    settings = {**environment(s3, wire, tmp_path), "HUBFLOW_RUNTIME_KIND": "docker", **variables}
+    async with serving(database, [EXECUTOR], settings) as served:
+        assert asked in (await ready(served)).body["checks"]["runtime"]
