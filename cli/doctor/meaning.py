@@ -17,6 +17,8 @@ SKEW_FAILED = 60.0
 """Seconds. S3 refuses signatures that are 15 minutes off; our time limits and links suffer before."""
 LOSING = ("message-ttl", "expires", "max-length", "max-length-bytes")
 """What a policy may say that makes RabbitMQ throw messages away."""
+_CONNECTIONS = 10
+"""HUBFLOW_DATABASE_CONNECTIONS by default, for an image older than this command, whose facts do not tell it."""
 _FURTHER_CONNECTIONS = 2
 """Of one process to PostgreSQL beyond its HUBFLOW_DATABASE_CONNECTIONS (`shared.db.database`)."""
 _OTHERS = 10
@@ -51,7 +53,7 @@ def postgres(facts: Mapping[str, Any], processes: int, namespace: str) -> list[F
     else:
         findings.append(ok("migrations", "the database is of this version"))
     allowed = facts["max_connections"]
-    if (needed := processes * (facts["connections"] + _FURTHER_CONNECTIONS)) > allowed - _OTHERS:
+    if (needed := processes * (facts.get("connections", _CONNECTIONS) + _FURTHER_CONNECTIONS)) > allowed - _OTHERS:
         message = f"{processes} processes may want {needed} connections, PostgreSQL allows {allowed}"
         fix = f"max_connections = {needed + 50}"
         if (fitting := (allowed - _OTHERS) // processes - _FURTHER_CONNECTIONS) > 1:

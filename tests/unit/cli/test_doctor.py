@@ -60,6 +60,8 @@ def test_more_processes_than_postgresql_has_connections_for():
     assert connections.fix == "max_connections = 146, or HUBFLOW_DATABASE_CONNECTIONS=9 in settings.env"
     for mended in ({"max_connections": 146}, {"max_connections": 100, "connections": 9}):
         assert len(meaning.postgres({**HEALTHY, **mended}, 8, "hubflow")) == 2, mended
+    older = {name: fact for name, fact in HEALTHY.items() if name != "connections"} | {"max_connections": 100}
+    assert meaning.postgres(older, 8, "hubflow")[-1] == connections
     [*_, many] = meaning.postgres({**HEALTHY, "max_connections": 100}, 40, "hubflow")
     assert many.fix == "max_connections = 530"
 
