@@ -19,7 +19,7 @@ from shared.runtime.results import finished, moment
 from shared.states import Reason
 
 LEAVING_PATIENCE = timedelta(seconds=20)
-"""How long after its grace a deleted pod may be silent before its node counts as lost."""
+"""How long after its grace a deleted pod may be silent before it is given up."""
 ENDING_PATIENCE = timedelta(seconds=10)
 """How long after its grace a pod that its node was to end may go on before it is deleted."""
 STARTING_PATIENCE = timedelta(seconds=2)
@@ -321,7 +321,8 @@ def _why_gone(pod: Pod, *, alive: bool) -> tuple[str, str]:
     if pod.mark:
         return pod.mark, pod.mark_message
     where = f"pod {pod.name}" + (f" on node {pod.node}" if pod.node else "")
-    if not alive:
+    # Who is deleted with a lost node bears a condition (Kubernetes 1.26), who is deleted on a slow one does not.
+    if not alive and (pod.disruption or pod.deleted is None):
         return Reason.NODE_LOST, f"{where}: the node does not answer any more, and nobody knows how the job ended"
     told = f"{pod.disruption}: {pod.disruption_message}".strip(": ")
     if pod.disruption == "DeletionByPodGC":
@@ -331,7 +332,8 @@ def _why_gone(pod: Pod, *, alive: bool) -> tuple[str, str]:
     if pod.deleted is not None:
         return (
             Reason.CONTAINER_GONE,
-            f"{where} was deleted by somebody who is not Hubflow: by hand, or by a cleaning job?",
+            f"{where} was deleted by somebody who is not Hubflow: by hand, or by a cleaning job?"
+            + ("" if alive else " Its node did not tell in time how the job ended."),
         )
     return Reason.CONTAINER_GONE, f"{where} ended as {pod.phase} ({pod.reason or 'no reason'}) and left no outcome"
 

@@ -139,7 +139,8 @@ class PodEngine:
                 if pod["metadata"].get("finalizers"):
                     path, free = f"{self._path}/pods/{pod['metadata']['name']}", {"metadata": {"finalizers": None}}
                     await self._api.call("PATCH", path, body=free, content_type=MERGE)
-            await self._api.call("DELETE", self._path)
+            with contextlib.suppress(ApiError):  # nobody has made it yet
+                await self._api.call("DELETE", self._path)
             if self.simulated:
                 await asyncio.gather(*(self.lose_node(name) for name in SIMULATED_NODES))
         finally:

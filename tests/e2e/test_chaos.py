@@ -30,7 +30,7 @@ ON_PODS = "kill:executor,kill:status_watcher,kill:log_collector,kill:scheduler,a
 def test_t25_a_storm_leaves_everything_as_it_must_be(seed: int, tmp_path: Path) -> None:
     """Starts its own servers, because it kills them; in an event loop of its own."""
     faults = chosen("kill,end,database,broker,objects,cut,half-open,clock,receiver")
-    looked_at_a_storm(Order(40, seed, faults, pace=3.0, at_once=10), tmp_path)
+    looked_at_a_storm(Order(40, seed, faults, pace=3.0, at_once=10, decks=1), tmp_path)
 
 
 @pytest.mark.parametrize("seed", SEEDS.values(), ids=SEEDS.keys())

@@ -408,14 +408,25 @@ def test_a_result_of_another_attempt_counts_as_none() -> None:
     assert (seen.reason, seen.result) == ("WrapperFailed", None)
 
 
-def test_a_deleted_pod_is_lost_only_when_its_node_stays_silent() -> None:
+@pytest.mark.parametrize(
+    ("disruption", "reason"),
+    [
+        # Deleted by hand on a node that is slow: it may be well otherwise.
+        ("", "ContainerGone"),
+        ("DeletionByTaintManager", "NodeLost"),
+    ],
+)
+def test_a_deleted_pod_is_given_up_only_when_its_node_stays_silent(disruption: str, reason: str) -> None:
     running = {"startedAt": "2026-11-25T11:30:00Z"}
-    leaving = pod(phase="Running", deleted="2026-11-25T12:00:00Z", containerStatuses=state(running=running))
+    conditions = [{"type": "DisruptionTarget", "status": "True", "reason": disruption}] if disruption else []
+    leaving = pod(
+        phase="Running", deleted="2026-11-25T12:00:00Z", conditions=conditions, containerStatuses=state(running=running)
+    )
     early, late = (observe(pod_of(leaving), NOW + timedelta(seconds=seconds)) for seconds in (10, 30))
     assert early is not None
     assert early.phase is Phase.RUNNING
     assert late is not None
-    assert (late.phase, late.reason) == (Phase.FINISHED, "NodeLost")
+    assert (late.phase, late.reason) == (Phase.FINISHED, reason)
     assert outcome_of(late).started is True
 
 
