@@ -7,8 +7,8 @@
         tx.tell(JobSubmitted(...))               # what follows from it
     # committed here, and the events are on their way
 
-asyncpg's errors are translated here: TemporaryError for a server that is away or a transaction that lost a race; anything
-else is a bug and passes through.
+asyncpg's errors are translated here: TemporaryError for a server that is away or a transaction that lost a race (a single
+statement is begun again before); anything else is a bug and passes through.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
@@ -55,6 +55,8 @@ _LOST_A_RACE = (
     asyncpg.OutdatedSchemaCacheError,
 )
 
+RACES = 3
+"""How often a statement may lose a race before it fails."""
 STATEMENT_SECONDS = 20
 """Seconds that a statement may take. Ours take milliseconds; one that does not end is of a server that has silently gone, and
 the messages in hand wait for it. (Migrations have a time limit of their own.)"""
@@ -149,7 +151,7 @@ class Database:
         given = outbox.columns(told)
         crash.reached(Point.BEFORE_COMMIT)
         with translated_errors():
-            rows: list[Any] = await self._pool.fetch(statement, *arguments, *given)
+            rows: list[Any] = await _alone(self._pool.fetch, statement, *arguments, *given)
         crash.reached(Point.AFTER_COMMIT)
         self._send(outbox.messages(told, given, seqs(rows)))
         return rows
@@ -167,28 +169,28 @@ class Database:
 
     async def fetch(self, query: str, *arguments: Any) -> list[Any]:
         with translated_errors():
-            rows: list[Any] = await self._pool.fetch(query, *arguments)
+            rows: list[Any] = await _alone(self._pool.fetch, query, *arguments)
         if rows:
             _done(query)
         return rows
 
     async def fetchrow(self, query: str, *arguments: Any) -> Any | None:
         with translated_errors():
-            row = await self._pool.fetchrow(query, *arguments)
+            row = await _alone(self._pool.fetchrow, query, *arguments)
         if row is not None:
             _done(query)
         return row
 
     async def fetchval(self, query: str, *arguments: Any) -> Any:
         with translated_errors():
-            value = await self._pool.fetchval(query, *arguments)
+            value = await _alone(self._pool.fetchval, query, *arguments)
         if value is not None:
             _done(query)
         return value
 
     async def execute(self, query: str, *arguments: Any) -> str:
         with translated_errors():
-            status: str = await self._pool.execute(query, *arguments)
+            status: str = await _alone(self._pool.execute, query, *arguments)
         if not status.endswith(" 0"):
             _done(query)
         return status
@@ -196,7 +198,7 @@ class Database:
     async def execute_relaxed(self, query: str, *arguments: Any) -> str:
         """For what may be lost in a crash of the server (marks, leases): returns before it is on disk."""
         with translated_errors():
-            status: str = await self._relaxed.execute(query, *arguments)
+            status: str = await _alone(self._relaxed.execute, query, *arguments)
             return status
 
     async def ping(self) -> None:
@@ -238,6 +240,15 @@ async def _prepare_connection(connection: Any) -> None:
 def _dump(value: Any) -> str:
     # PostgreSQL's jsonb has no NUL character; what a job prints may.
     return fit_json(json.dumps(value, separators=(",", ":"), ensure_ascii=False))
+
+
+async def _alone(run: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+    """Run a statement that is a transaction of its own. One that has lost a race has changed nothing and is begun again: the
+    message that it is run for would have to wait a second, and has only so many tries."""
+    for _ in range(RACES - 1):
+        with suppress(*_LOST_A_RACE):
+            return await run(*arguments)
+    return await run(*arguments)
 
 
 def _done(query: str) -> None:

@@ -20,7 +20,7 @@ from services.scheduler.handlers import on_time
 from shared.bus.memory import MemoryBus
 from shared.bus.protocol import Consumer, Message
 from shared.db import database as database_module
-from shared.db.database import Database, Transaction, open_database
+from shared.db.database import RACES, Database, Transaction, open_database
 from shared.db.dead_letters import DatabaseDeadLetters
 from shared.db.migrate import Migration, migrate, migrations
 from shared.db.outbox import Relay
@@ -228,6 +228,21 @@ async def test_a_transaction_that_fails_to_serialise_is_tried_again(opened: Data
     assert caught.value.delay < 1
     assert await opened.fetchval("SELECT n FROM effects") == 10
     assert await opened.fetchval("SELECT count(*) FROM events") == 0
+
+
+async def test_a_single_statement_that_loses_a_race_is_begun_again_at_once(opened: Database) -> None:
+    """Its message would be put off for a second, and be parked after six races."""
+    await opened.execute("CREATE SEQUENCE tries")
+    await opened.execute(
+        "CREATE FUNCTION try(lucky bigint) RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN "
+        "IF nextval('tries') <> lucky THEN RAISE deadlock_detected; END IF; RETURN lucky; END $$"
+    )
+    for ask in (opened.fetchval, opened.fetchrow, opened.fetch, opened.execute, opened.execute_relaxed):
+        await opened.execute("ALTER SEQUENCE tries RESTART")
+        await ask("SELECT try($1)", RACES)
+        with pytest.raises(TemporaryError, match="another transaction"):
+            await ask("SELECT try(0)")
+        assert await opened.fetchval("SELECT last_value FROM tries") == 2 * RACES
 
 
 # ---------------------------------------------------------------- two relays
