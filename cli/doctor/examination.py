@@ -82,7 +82,10 @@ def _services(installation: Installation) -> list[Finding]:
 
 
 async def _from_inside(api: Api, installation: Installation, config: KubernetesConfig) -> list[Finding]:
-    jobs = config.tenancy.everywhere
+    try:
+        jobs = await workplace.where(api, config)
+    except (ApiError, TemporaryError) as error:
+        return [warning("inside", f"cannot be looked at: {error}", "run `hubflow doctor` as a cluster admin")]
     wanted = {installation.namespace: probe.as_service(installation)}
     if jobs:
         wanted[jobs] = probe.as_job(installation, config)

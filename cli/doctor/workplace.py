@@ -22,13 +22,26 @@ _SUFFIXES = {
 }  # fmt: skip
 
 
+async def where(api: Api, config: KubernetesConfig) -> str:
+    """The namespace of jobs, or that of some tenant's; "" if no tenant has one yet. Raises ApiError."""
+    if not config.tenancy.per_tenant:
+        return config.tenancy.namespace
+    query = {"labelSelector": body.selector(config.defaults.installation)}
+    found = (await api.call("GET", "/api/v1/namespaces", query=query))["items"]
+    return next((each["metadata"]["name"] for each in found if each["status"].get("phase") == "Active"), "")
+
+
 async def check(api: Api, config: KubernetesConfig) -> list[Finding]:
     """Findings about where jobs run. Raises ApiError for what may not be read."""
-    namespace = config.tenancy.everywhere
-    if not namespace:
-        return [
-            ok("namespace of jobs", f"one for each tenant, {config.tenancy.namespace}-*: made when its first job comes")
-        ]
+    namespace = await where(api, config)
+    if config.tenancy.per_tenant:
+        each = f"one for each tenant, {config.tenancy.namespace}-*: made when its first job comes"
+        if not namespace:
+            fix = "run `hubflow doctor` again when a tenant's first job has run"
+            return [ok("namespace of jobs", each), warning("a job's pod", "not looked at: no tenant has one yet", fix)]
+        found = await api.call("GET", f"/api/v1/namespaces/{namespace}")
+        looked_at = ok("namespace of jobs", f"{each}; looked at is {namespace}")
+        return [looked_at, await _pod_security(api, namespace, found, config), await _quota(api, namespace)]
     try:
         found = await api.call("GET", f"/api/v1/namespaces/{namespace}")
     except ApiError as error:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.shipping.building import ROOT
 from tests.shipping.installing import DEMO, install
+from tests.shipping.test_doctor import Report
 
 pytestmark = pytest.mark.servers
 COMPONENT = ROOT / "k8s/components/tenant-namespaces"
@@ -50,5 +51,8 @@ def test_a_tenants_jobs_run_in_a_namespace_of_their_own(divided, tmp_path):
     assert labels["pod-security.kubernetes.io/enforce"] == "baseline"
     policies = divided.kubectl.get("networkpolicies", "-n", NAMESPACE)["items"]
     assert policies
+    told = Report(divided).rows
+    assert NAMESPACE in told["namespace of jobs"]["message"]
+    assert [told[check]["state"] for check in ("pod security", "quota", "objects, as a job")] == ["ok"] * 3, told
     divided.kubectl("wait", "pods", "--all", "-n", NAMESPACE, "--for=delete", "--timeout=120s")
     assert divided.kubectl.get("secrets", "-n", NAMESPACE)["items"] == []
