@@ -3,7 +3,8 @@
     HubflowError
     ├── TemporaryError      try again later: handlers are retried with growing delays
     │   ├── UnavailableError    a server that Hubflow stands on is away: handlers are retried for as long as it is
-    │   └── InUseError          others have not done with it: handlers are retried until they have
+    │   ├── InUseError          others have not done with it: handlers are retried until they have
+    │   └── LostRaceError       the database let another transaction go first: handlers begin again at once
     ├── PermanentError      will never work: the message is parked, or the job fails with the reason
     │   └── RefusedError        a server has answered that whoever asks may not have it, or that it does not have it
     └── UserError           somebody asked for what cannot be; becomes a problem document or a CLI message
@@ -37,6 +38,10 @@ class UnavailableError(TemporaryError):
 class InUseError(TemporaryError):
     """What is to be removed is still used, and whoever uses it may wait for something that is away. Handlers are retried with
     the usual delays, the last of them again and again: no message is parked because of it."""
+
+
+class LostRaceError(TemporaryError):
+    """Of two transactions the database chose the other one; nothing of this one has happened."""
 
 
 class PermanentError(HubflowError):

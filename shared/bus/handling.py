@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from prometheus_client import Histogram
 
 from shared.bus.protocol import RETRY_DELAYS, Consumer, Message
-from shared.errors import InUseError, PermanentError, TemporaryError, UnavailableError
+from shared.errors import InUseError, LostRaceError, PermanentError, TemporaryError, UnavailableError
 from shared.log import get_logger
 from shared.text import fit
 
@@ -18,6 +18,8 @@ HANDLER_TIMEOUT = 300.0
 """Seconds after which a handler is given up and tried again: far below RabbitMQ's consumer_timeout (30 min), which would
 close the channel (T72)."""
 
+RACES = 5
+"""How many transactions of a handler may lose a race before that costs a try."""
 OUTAGE_DELAYS = 2
 """While a server is away the second of the usual delays is taken, again and again: 5 seconds."""
 _AGE = Histogram(
@@ -48,7 +50,7 @@ async def handle(consumer: Consumer, message: Message) -> Verdict:
         note_begun(consumer.name, message)
     try:
         async with asyncio.timeout(HANDLER_TIMEOUT):
-            await consumer.handler(message)
+            await _call(consumer, message)
     except UnavailableError as error:
         return _wait(consumer, message, _text(error))
     except InUseError as error:
@@ -72,6 +74,16 @@ def note_begun(queue: str, message: Message) -> None:
     """Work on this message begins: note how old it is, unless this has been tried before."""
     if message.tries == 1 and message.id.version == 7:  # whose first 48 bits are the milliseconds of its making
         _AGE.labels(queue).observe(max(0.0, time.time() - (message.id.int >> 80) / 1000))
+
+
+async def _call(consumer: Consumer, message: Message) -> None:
+    """Begin again at once for as many races as it may lose: to put the message off takes a second, and one of its tries."""
+    for _ in range(RACES):
+        try:
+            return await consumer.handler(message)
+        except LostRaceError as error:
+            await asyncio.sleep(_spread(error.delay or 0.0))
+    return await consumer.handler(message)
 
 
 def _again(consumer: Consumer, message: Message, reason: str, delay: float | None) -> Verdict:

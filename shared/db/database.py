@@ -27,7 +27,7 @@ from shared import crash
 from shared.bus.protocol import Message
 from shared.crash import Point
 from shared.db import outbox
-from shared.errors import TemporaryError, UnavailableError
+from shared.errors import LostRaceError, UnavailableError
 from shared.events import Event
 from shared.text import fit_json
 
@@ -268,7 +268,7 @@ def translated_errors() -> Iterator[None]:
     try:
         yield
     except _LOST_A_RACE as error:
-        raise TemporaryError(f"another transaction came first: {error}", delay=0.05) from error
+        raise LostRaceError(f"another transaction came first: {error}", delay=0.05) from error
     except _AWAY as error:
         text = str(error) or type(error).__name__
         raise UnavailableError(

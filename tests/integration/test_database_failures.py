@@ -230,6 +230,33 @@ async def test_a_transaction_that_fails_to_serialise_is_tried_again(opened: Data
     assert await opened.fetchval("SELECT count(*) FROM events") == 0
 
 
+async def test_a_handler_whose_transactions_lose_races_costs_no_try(opened: Database) -> None:
+    await opened.execute("CREATE TABLE effects (n int)")
+    await opened.execute("INSERT INTO effects VALUES (0)")
+    tries, races = [], iter(range(4))
+
+    async def overtaken(message: Message) -> None:
+        tries.append(message.tries)
+        async with opened.transaction() as tx:
+            await tx.connection.execute("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+            seen = await tx.connection.fetchval("SELECT n FROM effects")
+            if next(races, None) is not None:
+                await opened.execute("UPDATE effects SET n = n + 10")
+            await tx.connection.execute("UPDATE effects SET n = $1", seen + 1)
+
+    bus = MemoryBus(DatabaseDeadLetters(opened))
+    await bus.consume(Consumer("one", ["#"], overtaken, retry_delays=()))
+    opened.relay = Relay(opened, bus)
+    async with opened.transaction() as tx:
+        tx.tell(TenantQuotaChanged(tenant="acme", by="ann"))
+    async with asyncio.timeout(30):
+        await opened.relay.flush()
+        while await opened.fetchval("SELECT n FROM effects") != 41:
+            await asyncio.sleep(0.01)
+    assert tries == [1] * 5
+    assert await bus.dead() == []
+
+
 async def test_a_single_statement_that_loses_a_race_is_begun_again_at_once(opened: Database) -> None:
     """Its message would be put off for a second, and be parked after six races."""
     await opened.execute("CREATE SEQUENCE tries")
