@@ -19,6 +19,7 @@ MARKS = {
     "paused": "⏸", "running": "◷", "submitted": "◷", "ready": "◷", "skipped": "-", "waiting": "·", "pending": "·",
 }  # fmt: skip
 ASCII_MARKS = {"✔": "+", "✖": "x", "⊘": "!", "⏸": "=", "◷": "*", "·": "."}
+_FAILED = frozenset({"failed", "timed_out", "lost"})
 _PLAIN_STATES = frozenset({"succeeded", "running", "waiting"})
 """What the mark says already."""
 _KEPT = "kept from the run that this one retries"
@@ -63,6 +64,8 @@ def notes(part: Mapping[str, Any], *, every_state: bool = False) -> Iterator[str
     state = str(part["state"])
     if every_state or state not in _PLAIN_STATES:
         yield state.replace("_", " ")
+    if state in _FAILED and part.get("allow_failure"):
+        yield "allowed to fail"
     if (part.get("attempt") or 0) > 1:
         yield f"attempt {part['attempt']}"
     kept = bool(part.get("carried_from")) or part.get("reason") == "CarriedOver"
@@ -121,7 +124,7 @@ def jobs(run: Run) -> Iterator[Mapping[str, Any]]:
 def failed_jobs(run: Run) -> list[Mapping[str, Any]]:
     """Jobs that failed and mattered."""
     return [
-        job for job in jobs(run) if job["state"] in {"failed", "timed_out", "lost"} and not job.get("allow_failure")
+        job for job in jobs(run) if job["state"] in _FAILED and not job.get("allow_failure")
     ]
 
 

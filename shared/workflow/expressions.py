@@ -169,7 +169,9 @@ def _missing(written: str, path: tuple[str, ...], step: str, there: Any) -> str:
         return f"{message}the tenant has no secret {shorten(path[-1])}."
     if path[0] == "env":
         return f"{message}there is no global variable {shorten(step)}, or it has no value here."
-    if path[0] in {"git", "image", "pause"}:
+    if path[0] == "git":
+        return f"{message}this run was started without it (a push brings it, or `hubflow run start NAME --ref BRANCH`)."
+    if path[0] in {"image", "pause"}:
         return f"{message}this run was started without it."
     return f"{message}there is no {shorten(step)}."
 
