@@ -123,9 +123,7 @@ def jobs(run: Run) -> Iterator[Mapping[str, Any]]:
 
 def failed_jobs(run: Run) -> list[Mapping[str, Any]]:
     """Jobs that failed and mattered."""
-    return [
-        job for job in jobs(run) if job["state"] in _FAILED and not job.get("allow_failure")
-    ]
+    return [job for job in jobs(run) if job["state"] in _FAILED and not job.get("allow_failure")]
 
 
 def paused_stages(run: Run) -> list[Mapping[str, Any]]:

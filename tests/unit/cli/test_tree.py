@@ -70,7 +70,9 @@ def test_why_a_run_waits_and_how_far_back_it_is_stands_in_its_line():
 def test_failures_that_are_allowed_are_not_counted():
     stages = [stage("s", "succeeded", job("a", "failed", allow_failure=True), job("b", "lost"))]
     assert [each["name"] for each in tree.failed_jobs(run(stages=stages))] == ["b"]
-    shown = [line.split()[1] for line in tree.as_text(run(stages=stages), NOW).splitlines() if "allowed to fail" in line]
+    shown = [
+        line.split()[1] for line in tree.as_text(run(stages=stages), NOW).splitlines() if "allowed to fail" in line
+    ]
     assert shown == ["a"]
 
 
