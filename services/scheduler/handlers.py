@@ -349,7 +349,7 @@ async def _work(context: Context, loaded: Mapping[uuid.UUID, store.Loaded], conn
         evaluate[id] = _never
         if each.run.index.conditional:
             inputs = await store.condition_inputs(connection or context.database, each.run)
-            evaluate[id] = _conditions(inputs, each.run, context.public_url())
+            evaluate[id] = _conditions(inputs, context.public_url())
     return _Work(loaded, {id: each.run for id, each in loaded.items()}, evaluate)
 
 
@@ -582,13 +582,8 @@ def _never(expression: str, run: Run) -> bool:
     raise AssertionError(f"run {run.id} has no condition, yet {expression!r} is asked for")
 
 
-def _conditions(inputs: Mapping[str, Any], run: Run, public_url: str) -> core.Evaluate:
+def _conditions(inputs: Mapping[str, Any], public_url: str) -> core.Evaluate:
     """What `when` sees: the fields of `conditions.FIELDS`, inputs, env, jobs with state and outputs."""
-    given = typed_inputs(run.plan.input_types, inputs["inputs"])
-    causes = cause(inputs["trigger"])
-    itself = {"id": str(run.id), "number": run.number, "url": f"{public_url}/runs/{run.id}"}
-    workflow = {"name": run.workflow, "version": run.version}
-    env = render_globals(inputs["env"], {**causes, "inputs": inputs["inputs"], "run": itself, "workflow": workflow})
 
     def evaluate(expression: str, run: Run) -> bool:
         failed = any(stage.state in {StageState.FAILED, StageState.TIMED_OUT} for stage in run.stages.values())
@@ -597,15 +592,17 @@ def _conditions(inputs: Mapping[str, Any], run: Run, public_url: str) -> core.Ev
             for name, job in run.jobs.items()
         )
         context = {
-            **causes,
-            "run": {**itself, "failed": failed},
-            "inputs": given,
-            "env": env,
+            **cause(inputs["trigger"]),
+            "run": {"id": str(run.id), "number": run.number, "url": f"{public_url}/runs/{run.id}", "failed": failed},
+            "inputs": inputs["inputs"],
+            "workflow": {"name": run.workflow, "version": run.version},
             "jobs": {
                 name: {"state": str(job.state), "outputs": inputs["outputs"].get(name, {})}
                 for name, job in run.jobs.items()
             },
         }
-        return evaluate_condition(expression, context)
+        env = render_globals(inputs["env"], context)
+        given = typed_inputs(run.plan.input_types, inputs["inputs"])
+        return evaluate_condition(expression, {**context, "env": env, "inputs": given})
 
     return evaluate
