@@ -37,7 +37,11 @@ def test_only_what_is_not_of_the_first_key_is_encrypted_anew() -> None:
         both.renewed(Vault(new_key()).encrypt("x"))
 
 
-@pytest.mark.parametrize("keys", ["", "short", f"{NEW},", f"{NEW},short", f"{NEW} {OLD}"])
+@pytest.mark.parametrize(
+    "keys",
+    ["", "short", f"{NEW},", f"{NEW},short", f"{NEW} {OLD}"],
+    ids=["none", "short", "a comma", "one short", "a space"],  # keys are made anew in each process
+)
 def test_each_key_must_be_one(keys: str) -> None:
     with pytest.raises(ConfigurationError, match="NEW,OLD"):
         Vault(keys)
