@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 _GIVEN = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def allow_all() -> None:
-    """Raise this process's soft limit to the hard one."""
+    """Raise this process's soft limit to the hard one, where that can be: macOS says "unlimited", and refuses it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextmanager
