@@ -78,7 +78,10 @@ async def runtime_without_image_volumes(api: Api) -> str | None:
     while True:
         # As a table of what `kubectl get nodes -o wide` shows: a node itself is ten kilobytes.
         table = await api.call("GET", "/api/v1/nodes", query=query, accept=TABLE)
-        column = next(n for n, each in enumerate(table["columnDefinitions"]) if each["name"] == "Container-Runtime")
+        names = [each["name"] for each in table.get("columnDefinitions") or ()]
+        if "Container-Runtime" not in names:
+            return "unknown"
+        column = names.index("Container-Runtime")
         for row in table["rows"]:
             if not mounts_images(runtime := str(row["cells"][column])):
                 return runtime
