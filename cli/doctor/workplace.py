@@ -26,9 +26,10 @@ async def where(api: Api, config: KubernetesConfig) -> str:
     """The namespace of jobs, or that of some tenant's; "" if no tenant has one yet. Raises ApiError."""
     if not config.tenancy.per_tenant:
         return config.tenancy.namespace
-    query = {"labelSelector": body.selector(config.defaults.installation)}
+    query = {"labelSelector": "app.kubernetes.io/managed-by=hubflow"}
     found = (await api.call("GET", "/api/v1/namespaces", query=query))["items"]
-    return next((each["metadata"]["name"] for each in found if each["status"].get("phase") == "Active"), "")
+    names = [each["metadata"]["name"] for each in found if each["status"].get("phase") == "Active"]
+    return next((name for name in names if name.startswith(f"{config.tenancy.namespace}-")), "")
 
 
 async def check(api: Api, config: KubernetesConfig) -> list[Finding]:

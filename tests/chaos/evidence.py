@@ -32,6 +32,8 @@ KINDS = ("lost", "doubled", "stuck", "wrong_state", "event_gaps", "log_gaps", "l
 BEFORE_ITS_CODE = frozenset({"NodeLost", "Evicted", "ContainerGone", "WrapperFailed", "RestoreFailed"})
 """Reasons for which an attempt may be made again although nobody asked for it, if its code had not begun."""
 
+_MISSING = re.compile(r"\n\[hubflow\] at least \d+ of the \d+ bytes that this job printed are missing above: .*\n\Z")
+"""What a log that was cut off says of itself."""
 _OF_THE_WRAPPER = re.compile(r"^hubflow-wrapper: .*\n", re.MULTILINE)
 """What the wrapper says of its own trouble, where its stderr is in the log: that S3 is away and it tries again, for one."""
 
@@ -154,7 +156,7 @@ async def _look_at_log(
     findings.looked["logs"] += 1
     # Beyond 127: ended by a signal, as what is stopped or takes too long may be.
     ended_itself = attempt["state"] not in {*ENDED_EARLY, "lost"} and attempt["exit_code"] in range(128)
-    whole = text == wanted if ended_itself else wanted.startswith(text)
+    whole = text == wanted if ended_itself else wanted.startswith(_MISSING.sub("", text))
     if not whole:
         findings.add(
             "log_gaps",

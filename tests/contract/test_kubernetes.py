@@ -1001,8 +1001,9 @@ async def test_a_log_that_its_node_does_not_end_ends_with_its_container(kubernet
     monkeypatch.setattr(kubernetes_logs, "FOLLOWED_AFTER", 0.0)
     monkeypatch.setattr(kubernetes_logs, "SILENT_AFTER_END", 0.5)
     machine = node(f"silent-{kubernetes_place.installation}")
-    machine["metadata"]["labels"] = {"silent": kubernetes_place.installation}
-    defaults = {"node_selector": machine["metadata"]["labels"], "tolerations": (TOLERATION,)}
+    silent = {"silent": kubernetes_place.installation}
+    machine["metadata"]["labels"] |= silent
+    defaults = {"node_selector": silent, "tolerations": (TOLERATION,)}
     async with watched(kubernetes_place, defaults=defaults) as (runtime, watcher):
         name = new_name()
         await runtime.start(spec(name, "true"))

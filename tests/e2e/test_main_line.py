@@ -233,7 +233,7 @@ async def test_t89_what_the_operator_does_not_allow_is_refused_when_it_is_applie
     source = f"name: greedy\nstages:\n- name: s\n  jobs:\n  - {job}\n"
     status, problem = await system.ask("PUT", "/api/v1/workflows/greedy", {"source": source})
     assert (status, problem["code"]) == (422, "options-not-allowed")
-    assert "job a: option 'node_selector' is not allowed here" in problem["detail"]
+    assert "job a: node_selector 'kubernetes.io/hostname' is not allowed here, only: disk" in problem["detail"]
 
 
 @pytest.mark.parametrize("victim", ["front", "scheduler", "executor", "status_watcher", "log_collector"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import signal
@@ -646,7 +647,7 @@ async def test_run_flow_that_was_cancelled_meanwhile_starts_nothing(
 
 async def test_t24_executor_killed_between_start_and_telling(house: House) -> None:
     """kill -9 at different moments of the start; a new process goes on with the same event."""
-    for delay in (0.002, 0.015):
+    for delay in (0.0005, 0.004):
         ready = await house.ready(await house.run(SIMPLE), "hello")
         for attempt in range(2):
             process = await asyncio.create_subprocess_exec(
@@ -657,8 +658,9 @@ async def test_t24_executor_killed_between_start_and_telling(house: House) -> No
             assert await process.stdout.readline() == b"begins\n"
             if attempt == 0:
                 await asyncio.sleep(delay)  # the moment of the murder
-                process.send_signal(signal.SIGKILL)
-            assert await process.wait() == (0 if attempt else -signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it was quicker
+                    process.send_signal(signal.SIGKILL)
+            assert await process.wait() in ({0} if attempt else {0, -signal.SIGKILL})
         async with watching(house):
             assert (await house.finished(ready))["state"] == "succeeded"
         assert (await log_of(house, ready)).count(b"hello world") == 1
