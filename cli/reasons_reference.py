@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
+from cli.generated import write_or_check
 from services.scheduler.core import INFRASTRUCTURE_RETRIES
 from shared.states import INFRASTRUCTURE_REASONS, Reason
 
@@ -87,14 +88,5 @@ def meanings() -> dict[Reason, str]:
     }
 
 
-def main(check: bool) -> int:
-    """Write the file; with `check` only tell (exit code 1) whether it is out of date."""
-    text = document()
-    if check:
-        return 0 if PLACE.exists() and PLACE.read_text("utf-8") == text else 1
-    PLACE.write_text(text, "utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main("--check" in sys.argv[1:]))
+    sys.exit(write_or_check(PLACE, document()))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from cli.generated import write_or_check
 from cli.main import hubflow
 
 PLACE = Path(__file__).parents[1] / "docs" / "cli.md"
@@ -116,15 +117,5 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def main(check: bool) -> int:
-    """Write the file; with `check` only tell (exit code 1) whether it is out of date."""
-    text = document()
-    if check:
-        fresh = PLACE.exists() and PLACE.read_text("utf-8") == text
-        return 0 if fresh else 1
-    PLACE.write_text(text, "utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main("--check" in sys.argv[1:]))
+    sys.exit(write_or_check(PLACE, document()))

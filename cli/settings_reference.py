@@ -1,4 +1,4 @@
-"""Writes docs/settings.md from the settings themselves: `python -m cli.settings_reference`. A test checks that it is fresh."""
+"""Writes docs/settings.md from the settings themselves: `python -m cli.settings_reference`. `make check` checks it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cli.generated import write_or_check
 from cli.serving import SERVICES, load_services
 from shared.config import variable
 from shared.settings import HostSettings, KubernetesSettings, ObjectsSettings, RuntimeSettings
@@ -53,14 +54,5 @@ def _default(value: Any) -> str:
     return f"`{value}`" if value != "" else ""
 
 
-def main(check: bool) -> int:
-    """Write the file; with `check` only tell (exit code 1) whether it is out of date."""
-    text = document()
-    if check:
-        return 0 if PLACE.exists() and PLACE.read_text("utf-8") == text else 1
-    PLACE.write_text(text, "utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main("--check" in sys.argv[1:]))
+    sys.exit(write_or_check(PLACE, document()))

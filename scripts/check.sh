@@ -27,6 +27,8 @@ run "mypy" $bin/mypy
 run "import contracts" $bin/lint-imports
 fresh shared.workflow.schema
 fresh shared.asyncapi
+fresh cli.reference
+fresh cli.settings_reference
 fresh cli.reasons_reference
 if [ -e wrapper/go.mod ]; then
   go=$(scripts/go.sh)

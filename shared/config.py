@@ -66,13 +66,18 @@ def unknown_variables(environment: Mapping[str, str], classes: Sequence[type]) -
     return warnings
 
 
+def truth(text: str) -> bool:
+    """What a setting says that is true or false. Raises ValueError."""
+    if text.lower() in _TRUE:
+        return True
+    if text.lower() in _FALSE:
+        return False
+    raise ValueError("expected true or false")
+
+
 def _convert(text: str, kind: Any) -> Any:
     if kind is bool:
-        if text.lower() in _TRUE:
-            return True
-        if text.lower() in _FALSE:
-            return False
-        raise ValueError("expected true or false")
+        return truth(text)
     if kind is int:
         try:
             return int(text)

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from urllib.parse import urlsplit
 
 from shared import crash
-from shared.config import setting
+from shared.config import setting, truth
 from shared.errors import ConfigurationError
 from shared.log import LEVELS
 from shared.runtime.allowed import Allowed
@@ -22,8 +22,6 @@ from shared.runtime.kubernetes_options import OFFER as KUBERNETES_OFFER
 KINDS = ("auto", "process", "docker", "kubernetes")
 """Where jobs can run."""
 DEFAULT_INSTALLATION = "default"
-IMAGE_VOLUMES = {"auto": None, "true": True, "false": False}
-"""Whether pods mount the wrapper's image; None: to be found out."""
 USUAL_ENGINE = "unix:///var/run/docker.sock"
 PULLS = ("missing", "checked", "always")
 """When a node or engine asks the registry for an image that a workflow names."""
@@ -227,14 +225,18 @@ def require_for_pods(settings: KubernetesSettings, installation: str) -> None:
         raise ConfigurationError("\n".join(problems))
 
 
-def _image_volumes(text: str) -> str:
-    if text not in IMAGE_VOLUMES:
-        raise ValueError(f"{text!r}: expected one of {', '.join(IMAGE_VOLUMES)}")
-    return text
+def image_volumes(text: str) -> bool | None:
+    """Whether pods mount the wrapper's image; None: to be found out. Raises ValueError."""
+    if text.lower() == "auto":
+        return None
+    try:
+        return truth(text)
+    except ValueError:
+        raise ValueError(f"{text!r}: expected auto, true or false") from None
 
 
 _KUBERNETES_PARSED: Mapping[str, Callable[[str], object]] = {
-    "image_volumes": _image_volumes,
+    "image_volumes": image_volumes,
     "allow": functools.partial(Allowed.parse, offer=KUBERNETES_OFFER),
     "node_selector": pairs,
     "tolerations": json_list,

@@ -29,6 +29,7 @@ import pytest
 from shared.db.database import open_database
 from shared.db.migrate import migrate
 from shared.embedded import S3Address, embedded_postgres, embedded_s3
+from tests.chaos.proxy import Proxy
 from tests.cluster.images import job_images, wrapper_image
 from tests.servers import RABBITMQ, missing
 from tests.servers.dockerd import Dockerd, started_dockerd
@@ -162,6 +163,15 @@ def _with_database(dsn: str, name: str) -> str:
 async def s3(server_folder: Path) -> AsyncIterator[S3Address]:
     async with embedded_s3(server_folder, "0.0.0.0", die_with_parent=True) as address:
         yield address
+
+
+@pytest.fixture
+async def wire(s3: S3Address) -> AsyncIterator[Proxy]:
+    """What stands between services and object storage."""
+    proxy = Proxy("objects", s3.port)
+    await proxy.open()
+    yield proxy
+    await proxy.close()
 
 
 @pytest.fixture(scope="session")

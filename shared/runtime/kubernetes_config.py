@@ -8,7 +8,7 @@ from shared.runtime.kubernetes_access import Access
 from shared.runtime.kubernetes_body import PodDefaults
 from shared.runtime.kubernetes_options import OFFER, json_list, json_map, networks, pairs, words
 from shared.runtime.kubernetes_place import Tenancy
-from shared.settings import IMAGE_VOLUMES, KubernetesSettings, require_for_pods
+from shared.settings import KubernetesSettings, image_volumes, require_for_pods
 
 
 def open_kubernetes(
@@ -30,7 +30,7 @@ def config_of(
             default_image=default_image,
             wrapper_image=settings.wrapper_image,
             pull=pull,
-            image_volume=IMAGE_VOLUMES[settings.image_volumes],
+            image_volume=image_volumes(settings.image_volumes),
             node_selector=pairs(settings.node_selector),
             tolerations=tuple(json_list(settings.tolerations)),
             priority_class=settings.priority_class,

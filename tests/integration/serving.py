@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,8 +12,19 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from shared.embedded import S3Address
 from shared.service import Host, Parts, Running, Service, serve
 from shared.vault import new_key
+from tests.chaos.proxy import Proxy
+
+
+def by_wire(s3: S3Address, wire: Proxy) -> dict[str, str]:
+    """Settings of an object storage that is reached by way of `wire`, with a bucket of its own."""
+    return {
+        "HUBFLOW_S3_ENDPOINT": f"http://127.0.0.1:{wire.port}", "HUBFLOW_S3_BUCKET": f"wire-{uuid.uuid4().hex[:12]}",
+        "HUBFLOW_S3_ACCESS_KEY": s3.access_key, "HUBFLOW_S3_SECRET_KEY": s3.secret_key, "HUBFLOW_S3_REGION": s3.region,
+    }  # fmt: skip
+
 
 OPERATOR_TOKEN = "hf_operator_for_tests_0123456789"
 

@@ -40,7 +40,7 @@ from shared.events import RunCancelRequested, RunFinished, RunPaused
 from shared.http import quoted
 from shared.states import RunState
 from tests.chaos.proxy import Proxy
-from tests.integration.serving import Client, Served, serving
+from tests.integration.serving import Client, Served, by_wire, serving
 
 WORKFLOW = """
 name: ship
@@ -754,23 +754,9 @@ async def test_a_stage_that_names_its_approvers_hears_only_them(served: Served, 
 
 
 @pytest.fixture
-async def wire(s3: S3Address) -> AsyncIterator[Proxy]:
-    """What stands between the console and object storage."""
-    proxy = Proxy("objects", s3.port)
-    await proxy.open()
-    yield proxy
-    await proxy.close()
-
-
-@pytest.fixture
 async def storing(database: str, s3: S3Address, wire: Proxy) -> AsyncIterator[Served]:
     """With object storage."""
-    environment = {
-        "HUBFLOW_S3_ENDPOINT": f"http://127.0.0.1:{wire.port}", "HUBFLOW_S3_BUCKET": f"console-{uuid.uuid4().hex[:12]}",
-        "HUBFLOW_S3_ACCESS_KEY": s3.access_key,
-        "HUBFLOW_S3_SECRET_KEY": s3.secret_key, "HUBFLOW_S3_REGION": s3.region,
-    }  # fmt: skip
-    async with serving(database, [TRIGGER, CONSOLE], environment) as served:
+    async with serving(database, [TRIGGER, CONSOLE], by_wire(s3, wire)) as served:
         yield served
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,21 +15,12 @@ from shared.embedded import S3Address
 from shared.service import Service
 from tests.chaos.proxy import Proxy
 from tests.integration.jobs import WRAPPER, until
-from tests.integration.serving import Answer, Served, serving
-
-
-@pytest.fixture
-async def wire(s3: S3Address) -> AsyncIterator[Proxy]:
-    proxy = Proxy("objects", s3.port)
-    await proxy.open()
-    yield proxy
-    await proxy.close()
+from tests.integration.serving import Answer, Served, by_wire, serving
 
 
 def environment(s3: S3Address, wire: Proxy, folder: Path) -> dict[str, str]:
     return {
-        "HUBFLOW_S3_ENDPOINT": f"http://127.0.0.1:{wire.port}", "HUBFLOW_S3_BUCKET": f"health-{uuid.uuid4().hex[:12]}",
-        "HUBFLOW_S3_ACCESS_KEY": s3.access_key, "HUBFLOW_S3_SECRET_KEY": s3.secret_key, "HUBFLOW_S3_REGION": s3.region,
+        **by_wire(s3, wire),
         "HUBFLOW_RUNTIME_KIND": "process", "HUBFLOW_RUNTIME_PROCESS_ROOT": str(folder / "jobs"),
         "HUBFLOW_RUNTIME_WRAPPER": str(WRAPPER),
     }  # fmt: skip

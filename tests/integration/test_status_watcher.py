@@ -250,6 +250,7 @@ async def test_an_orphan_that_cannot_be_ended_keeps_nobody_else_from_it(
         return [each.name for each in await runtime.list()] == [names[0]]
 
     await until(only_that_one)
+    assert (await runtime.inspect(names[0])) is not None, "what could not be removed is not forgotten"
 
 
 async def test_a_comparison_that_fails_keeps_no_finished_container(
@@ -276,6 +277,7 @@ async def test_a_comparison_that_fails_keeps_no_finished_container(
     monkeypatch.setattr(handlers, "reconcile", refused)
     async with tasks_of(sweep(context)):
         await until(gone)
+    assert await house.database.fetchval("SELECT removed_at IS NOT NULL FROM attempt_outcomes"), "it is not noted"
 
 
 async def _document() -> dict[str, Any]:

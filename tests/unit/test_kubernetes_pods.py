@@ -528,3 +528,16 @@ def test_t09_what_will_never_start_is_known_at_once(reason: str, message: str, e
 )
 def test_which_runtimes_mount_images(runtime: str, able: bool) -> None:
     assert mounts_images(runtime) is able
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("auto", None), ("AUTO", None), ("true", True), ("1", True), ("false", False), ("", False)]
+)
+def test_image_volumes_are_left_to_the_cluster_or_decided(text: str, wanted: bool | None) -> None:
+    (settings,) = load({"HUBFLOW_KUBERNETES_IMAGE_VOLUMES": text}, KubernetesSettings)
+    assert config_of(settings, "one", "alpine:3").defaults.image_volume is wanted
+
+
+def test_image_volumes_by_another_word_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="IMAGE_VOLUMES: 'maybe': expected auto, true or false"):
+        load({"HUBFLOW_KUBERNETES_IMAGE_VOLUMES": "maybe"}, KubernetesSettings)

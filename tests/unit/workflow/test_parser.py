@@ -373,7 +373,10 @@ def test_references_that_never_have_a_value(place: str, reference: str, message:
 
 
 def test_a_group_may_name_the_image_where_images_start_runs() -> None:
-    parse_workflow("on: {image: [{repository: x}]}\nconcurrency: '${{ image.tag }}'\n" + HEAD + "    a: {script: x}\n")
+    text = "on: {image: [{repository: x}]}\nconcurrency: '${{ image.tag }}'\n" + HEAD + "    a: {script: x}\n"
+    group = parse_workflow(text).model.concurrency
+    assert group is not None
+    assert group.group == "${{ image.tag }}"
 
 
 def test_conditions_on_inputs_are_judged_by_their_types() -> None:
